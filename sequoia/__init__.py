@@ -1,0 +1,1 @@
+"""Sequoia: fast, lossless LLM generation as a service; what the roles share."""

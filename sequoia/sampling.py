@@ -1,0 +1,169 @@
+"""From logits to distributions to draws, the same for draft and target.
+
+Warping follows transformers' order: penalties, temperature, top-k, top-p, min-p. Drawing without
+replacement is a Gumbel top-k: the k largest of log q + noise are an ordered draw of k tokens
+without replacement (Kool et al., "Stochastic beams and where to find them", ICML 2019).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sequoia.errors import InvalidArgumentError
+from sequoia.randomness import gumbel
+
+SUPPORT_SIZE = 64
+SMALLEST_TEMPERATURE = 1e-30  # in fp32; below, all but the favourite are gone anyway
+
+
+class DrawRule(Enum):
+    """How tokens are drawn, and so how a tree is checked (ADR 0001)."""
+
+    GREEDY = "greedy"
+    WITHOUT_REPLACEMENT = "without-replacement"
+    COUPLED = "coupled"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """What turns logits into the distribution that tokens are drawn from.
+
+    Raises:
+        InvalidArgumentError: a value is not a number or outside its limits.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require("temperature", self.temperature, 0.0, 100.0)
+        _require("top_k", self.top_k, 0, 2**31 - 1)
+        _require("top_p", self.top_p, 0.0, 1.0, above_low=True)
+        _require("min_p", self.min_p, 0.0, 1.0)
+        _require("repetition_penalty", self.repetition_penalty, 0.0, 10.0, above_low=True)
+        _require("presence_penalty", self.presence_penalty, -10.0, 10.0)
+        _require("frequency_penalty", self.frequency_penalty, -10.0, 10.0)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the distribution is a single token."""
+        return self.temperature == 0.0
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the distribution depends on which tokens came before."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)
+
+
+def _require(field: str, value: float, low: float, high: float, above_low: bool = False) -> None:
+    if math.isnan(value) or not low <= value <= high or (above_low and value == low):
+        limit = f"{'(' if above_low else '['}{low:.10g}, {high:.10g}]"
+        raise InvalidArgumentError(
+            f"sampling.{field}", f"{value:.10g} is outside {limit}", limit, value
+        )
+
+
+def penalise(
+    logits: Tensor, settings: SamplingSettings, prompt: Sequence[int], generated: Sequence[int]
+) -> Tensor:
+    """Apply the penalties to one row of logits `[vocabulary]`; returns a new row.
+
+    The repetition penalty looks at prompt and generated tokens (Keskar et al., CTRL, section 4.1),
+    presence and frequency at the generated ones alone. `generated` includes the node's own path.
+    """
+    logits = logits.clone()
+    if settings.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted({*prompt, *generated}), device=logits.device)
+        if seen.numel():
+            values = logits[seen]
+            factor = settings.repetition_penalty
+            logits[seen] = torch.where(values > 0, values / factor, values * factor)
+    if generated and (settings.presence_penalty or settings.frequency_penalty):
+        tokens, counts = torch.tensor(generated, device=logits.device).unique(return_counts=True)
+        logits[tokens] -= settings.presence_penalty + settings.frequency_penalty * counts
+    return logits
+
+
+def warp(logits: Tensor, settings: SamplingSettings) -> Tensor:
+    """Log probabilities `[rows, vocabulary]` after temperature, top-k, top-p and min-p.
+
+    Computed in fp32; tokens cut off have -inf. Not for temperature 0, which has no distribution.
+    """
+    logits = logits.float()
+    # Less the largest, the favourite stays at 0 where a tiny temperature overflows the others.
+    logits = logits - logits.amax(dim=-1, keepdim=True)
+    log_probs = torch.log_softmax(logits / max(settings.temperature, SMALLEST_TEMPERATURE), dim=-1)
+    vocabulary = log_probs.shape[-1]
+    if 0 < settings.top_k < vocabulary:
+        kept = log_probs.topk(settings.top_k, dim=-1)
+        log_probs = torch.full_like(log_probs, -math.inf).scatter(-1, kept.indices, kept.values)
+        log_probs = torch.log_softmax(log_probs, dim=-1)
+    if settings.top_p < 1.0:
+        ordered, order = log_probs.sort(dim=-1, descending=True, stable=True)
+        probs = ordered.exp()
+        # A token stays while the mass of the more likely ones has not reached top_p yet.
+        dropped = probs.cumsum(dim=-1) - probs >= settings.top_p
+        dropped[..., 0] = False  # where top_p is 0 in fp32
+        ordered = ordered.masked_fill(dropped, -math.inf)
+        log_probs = torch.full_like(log_probs, -math.inf).scatter(-1, order, ordered)
+        log_probs = torch.log_softmax(log_probs, dim=-1)
+    if settings.min_p > 0.0:
+        floor = log_probs.amax(dim=-1, keepdim=True) + math.log(settings.min_p)
+        log_probs = log_probs.masked_fill(log_probs < floor, -math.inf)
+        log_probs = torch.log_softmax(log_probs, dim=-1)
+    return log_probs
+
+
+def sparsify(log_probs: Tensor, size: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+    """The `size` most likely tokens of every row and their weights at the wire's precision.
+
+    Args:
+        log_probs: `[rows, vocabulary]`.
+        size: most tokens to keep.
+
+    Returns:
+        Indices and weights, both `[rows, size]`, most likely first. Weights are relative to the
+        most likely token; a weight of 0 is not part of the support. From here on they *are* q.
+    """
+    kept = log_probs.topk(min(size, log_probs.shape[-1]), dim=-1)
+    weights = (kept.values - kept.values[:, :1]).exp()
+    return kept.indices.cpu().numpy(), weights.cpu().numpy().astype(np.float16)
+
+
+def draw_without_replacement(
+    weights: NDArray[np.float16], count: int, uniform: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Indices of an ordered draw of at most `count` tokens with the given weights `[support]`.
+
+    Fewer are returned when fewer have a weight. `uniform` holds one number per token.
+    """
+    with np.errstate(divide="ignore"):
+        keys = np.log(weights.astype(np.float64)) + gumbel(uniform)
+    order = np.argsort(-keys, kind="stable")[:count]
+    return order[np.isfinite(keys[order])]
+
+
+def draw_index(probs: Tensor, uniform: float) -> int:
+    """One index drawn from non-negative weights `[vocabulary]` by inversion, summed in fp64.
+
+    Weights need not sum to one. If all are zero, the answer is 0.
+    """
+    cumulative = probs.double().cumsum(dim=-1)
+    threshold = cumulative[-1] * uniform
+    index = int(torch.searchsorted(cumulative, threshold, right=True))
+    if index < probs.shape[-1] and probs[index] > 0:
+        return index
+    return int(probs.argmax())
