@@ -1,0 +1,1 @@
+"""Coordinator: the truth of every request; grow, verify, accept, emit."""

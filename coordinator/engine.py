@@ -1,0 +1,183 @@
+"""The loop of the paper: grow, verify, accept, emit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+import structlog
+
+from coordinator.acceptance import accept
+from coordinator.prompt import PreparedRequest
+from coordinator.sequence import Sequence
+from coordinator.statistics import AcceptanceStatistics
+from coordinator.text import Decode
+from coordinator.workers import SESSION_LOST, TRANSIENT, Worker, WorkerSession
+from sequoia.errors import CapacityError, SequoiaError
+from sequoia.generation import GenerationChunk
+from sequoia.messages import GrownTree, GrowTree, StepHeader, Verdict, VerifyTree
+from sequoia.plans import BUILT_IN_PLAN, Plan, PlanStore, pair_name, request_class
+from sequoia.rpc.codec import GROW_TREE, VERIFY_TREE
+from sequoia.sampling import DrawRule
+from sequoia.tree import ROOT_ONLY, Topology, Tree
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Participants:
+    """One request and its sessions on both workers."""
+
+    sequence: Sequence
+    draft: WorkerSession[GrowTree, GrownTree] | None
+    target: WorkerSession[VerifyTree, Verdict]
+    request_class: str
+    may_speculate: bool
+
+
+class Engine:
+    """Runs requests against one draft worker and one target worker."""
+
+    def __init__(
+        self,
+        draft: Worker | None,
+        target: Worker,
+        decode: Decode,
+        request_limit: int,
+        target_patience_seconds: float,
+    ) -> None:
+        self.draft = draft
+        self.target = target
+        self.plan: Plan = BUILT_IN_PLAN
+        self.statistics = AcceptanceStatistics()
+        self.active_count = 0
+        self._decode = decode
+        self._request_limit = request_limit
+        self._patience = target_patience_seconds
+        self._stopping = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def generate(self, request: PreparedRequest) -> AsyncGenerator[GenerationChunk, None]:
+        """Stream the continuation of a prompt; the last chunk carries the completion.
+
+        Raises:
+            CapacityError: too many requests are in flight.
+            SequoiaError: the target failed for longer than the engine's patience.
+        """
+        one = self._admit(request)
+        try:
+            if request.echo_prompt_token_ids:
+                yield GenerationChunk(prompt_token_ids=request.prompt_token_ids)
+            while one.sequence.finish_reason is None:
+                if self._stopping:
+                    yield one.sequence.cancel()
+                    break
+                grown = await self._grow(one)
+                verdict = await self._verify(one, grown)
+                acceptance = accept(grown, verdict, request.settings, one.sequence.root_position)
+                self.statistics.record(one.request_class, acceptance.trials)
+                yield one.sequence.extend(grown, verdict, acceptance)
+            yield self._completed(one)
+        finally:
+            self._dismiss(one)
+
+    async def drain(self) -> None:
+        """Let every running request end as cancelled after the step that it is in."""
+        self._stopping = True
+        await self._idle.wait()
+
+    async def follow_plans(self, store: PlanStore) -> None:
+        """Put every announced plan in force; never ends."""
+        async for plan in store.plans():
+            self.plan = plan
+            log.info("plan in force", version=plan.version, trees=len(plan.trees))
+
+    async def deliver_statistics(self, store: PlanStore) -> None:
+        """Hand acceptance counts to the planner; never ends."""
+        await self.statistics.deliver(store, lambda: self.pair)
+
+    @property
+    def pair(self) -> str:
+        """Names the two models in the statistics."""
+        return pair_name(self.draft.info if self.draft else None, self.target.info)
+
+    def _admit(self, request: PreparedRequest) -> Participants:
+        if self.active_count >= self._request_limit:
+            raise CapacityError(
+                f"{self.active_count} requests are in flight",
+                field="request_limit",
+                limit=self._request_limit,
+                value=self.active_count,
+            )
+        self.active_count += 1
+        self._idle.clear()
+        sequence = Sequence(request, self._decode)
+        settings, name = request.settings, sequence.session_id
+        return Participants(
+            sequence,
+            WorkerSession(self.draft, GROW_TREE, name, settings) if self.draft else None,
+            WorkerSession(self.target, VERIFY_TREE, name, settings),
+            request_class(settings.sampling.temperature, settings.draw_rule),
+            not request.disable_speculation,
+        )
+
+    def _dismiss(self, one: Participants) -> None:
+        self.active_count -= 1
+        one.target.close()
+        if one.draft:
+            one.draft.close()
+        if not self.active_count:
+            self._idle.set()
+
+    def _topology(self, one: Participants) -> Topology:
+        """The tree that the plan has for this class and load, no deeper than tokens are wanted."""
+        planned = self.plan.tree_for(one.request_class, self.active_count)
+        if planned is None or not one.may_speculate:
+            return ROOT_ONLY
+        return planned.topology.truncated(one.sequence.remaining_count)
+
+    async def _grow(self, one: Participants) -> GrownTree:
+        """A tree from the draft; the root alone when the plan says so or the draft is not there."""
+        sequence = one.sequence
+        alone = GrownTree(Tree.root_only(sequence.root_token_id))
+        topology = self._topology(one)
+        if topology.node_count == 1 or not one.draft or not one.draft.worker.is_available:
+            return alone
+
+        def make(header: StepHeader) -> GrowTree:
+            return GrowTree(header, sequence.root_token_id, topology)
+
+        try:
+            return await one.draft.step_patiently(sequence.state, make, patience=0.0)
+        except SequoiaError as error:
+            if error.reason not in TRANSIENT | SESSION_LOST:
+                log.warning("request goes on without a draft", error=error.message)
+                one.may_speculate = False
+            return alone
+
+    async def _verify(self, one: Participants, grown: GrownTree) -> Verdict:
+        """The target's word on the tree, however often the target is lost and found meanwhile."""
+        sparse = one.sequence.request.settings.draw_rule is DrawRule.WITHOUT_REPLACEMENT
+        supports = tuple(q.token_ids for q in grown.distributions) if sparse else ()
+
+        def make(header: StepHeader) -> VerifyTree:
+            return VerifyTree(header, grown.tree, supports)
+
+        return await one.target.step_patiently(one.sequence.state, make, self._patience)
+
+    def _completed(self, one: Participants) -> GenerationChunk:
+        waited = sum(session.waited_seconds for session in (one.draft, one.target) if session)
+        completion = one.sequence.completion(waited, self.plan.version)
+        usage = completion.usage
+        log.info(
+            "generation finished",
+            session_id=one.sequence.session_id,
+            finish_reason=completion.finish_reason.value,
+            prompt_token_count=usage.prompt_token_count,
+            completion_token_count=usage.completion_token_count,
+            tokens_per_step=round(usage.tokens_per_step, 3),
+            seconds=round(usage.total_seconds, 3),
+        )
+        return GenerationChunk(completion=completion)

@@ -1,0 +1,137 @@
+"""GenerationService: a request in, a stream of chunks out."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from coordinator.engine import Engine
+from coordinator.prompt import PromptReader, RequestLimits
+from coordinator.workers import Worker
+from sequoia.errors import NotReadyError
+from sequoia.generation import GenerationChunk, GenerationRequest
+from sequoia.plans import PlanStore
+from sequoia.rpc.generation_codec import GENERATE
+from sequoia.rpc.server import Context, RpcServer, request_id
+from sequoia.runtime.loading import end_of_text_ids, load_tokenizer, tokenizer_sha256
+
+log = structlog.get_logger(__name__)
+
+FIND_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorSettings:
+    """How a coordinator treats requests and workers."""
+
+    target_address: str
+    draft_address: str | None
+    redis_url: str | None
+    request_limit: int = 64
+    max_new_tokens: int = 4096
+    call_seconds: float = 30.0
+    target_patience_seconds: float = 60.0
+
+
+def fresh_seed() -> int:
+    """Randomness for a request that brought none."""
+    return secrets.randbits(64)
+
+
+class CoordinatorService:
+    """Serves `Generate` once the target has been found."""
+
+    def __init__(
+        self,
+        server: RpcServer,
+        target_folder: Path,
+        settings: CoordinatorSettings,
+        make_seed: Callable[[], int] = fresh_seed,
+    ) -> None:
+        self.settings = settings
+        self.target = Worker("target", settings.target_address, settings.call_seconds)
+        self.draft = (
+            Worker("draft", settings.draft_address, settings.call_seconds)
+            if settings.draft_address
+            else None
+        )
+        self.engine: Engine | None = None
+        self._server = server
+        self._target_folder = target_folder
+        self._make_seed = make_seed
+        self._reader: PromptReader | None = None
+        self._store = PlanStore(settings.redis_url) if settings.redis_url else None
+        self._background: list[asyncio.Task[None]] = []
+        server.add_stream(GENERATE, self._generate)
+
+    async def get_ready(self) -> None:
+        """Load the tokenizer, find the workers, follow the plans.
+
+        Raises:
+            ModelError: the target's folder has no tokenizer.
+            IncompatibleModelsError: a worker's model has another tokenizer.
+        """
+        tokenizer = await asyncio.to_thread(load_tokenizer, self._target_folder)
+        fingerprint = await asyncio.to_thread(tokenizer_sha256, tokenizer)
+        while not await self.target.find(fingerprint):
+            await self._find_draft(fingerprint)
+            await asyncio.sleep(FIND_SECONDS)
+        await self._find_draft(fingerprint)
+        info = self.target.info
+        if info is None:
+            raise NotReadyError("the target did not say who it is")
+        limits = RequestLimits(
+            info.context_length, info.vocabulary_size, self.settings.max_new_tokens
+        )
+        stops = end_of_text_ids(self._target_folder, tokenizer)
+        self._reader = PromptReader(tokenizer, stops, limits, self._make_seed)
+        self.engine = Engine(
+            self.draft,
+            self.target,
+            self._reader.decode,
+            self.settings.request_limit,
+            self.settings.target_patience_seconds,
+        )
+        self._start(self.target.watch(fingerprint))
+        if self.draft:
+            self._start(self.draft.watch(fingerprint))
+        if self._store:
+            self._start(self.engine.follow_plans(self._store))
+            self._start(self.engine.deliver_statistics(self._store))
+
+    async def _find_draft(self, fingerprint: str) -> None:
+        if self.draft and not self.draft.is_available:
+            await self.draft.find(fingerprint)
+
+    async def _generate(
+        self, request: GenerationRequest, context: Context
+    ) -> AsyncGenerator[GenerationChunk, None]:
+        if self.engine is None or self._reader is None:
+            raise NotReadyError("the target worker has not been found yet")
+        if not request_id(context):
+            structlog.contextvars.bind_contextvars(request_id=secrets.token_hex(8))
+        prepared = await asyncio.to_thread(self._reader.read, request)
+        async with aclosing(self.engine.generate(prepared)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def stop(self) -> None:
+        """Let running requests end, then let go of workers and Redis."""
+        if self.engine:
+            await self.engine.drain()
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        for worker in filter(None, (self.target, self.draft)):
+            await worker.close()
+        if self._store:
+            await self._store.close()
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        self._background.append(asyncio.create_task(work))

@@ -1,0 +1,203 @@
+"""The coordinator's side of the workers: sessions that heal themselves.
+
+A worker's session is soft state. Whatever it has lost, the coordinator has the tokens: it opens the
+session again and repeats the step, and since every draw is a function of seed and place, the
+answer is the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import structlog
+
+from sequoia.errors import (
+    IncompatibleModelsError,
+    Reason,
+    SequoiaError,
+)
+from sequoia.messages import Prefill, SessionSettings, StepHeader, WorkerInfo
+from sequoia.rpc.channel import RpcChannel
+from sequoia.rpc.codec import CLOSE_SESSION, GET_INFO, PREFILL
+from sequoia.rpc.method import Method
+
+log = structlog.get_logger(__name__)
+
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+
+WATCH_SECONDS = 0.5
+CLOSE_TIMEOUT_SECONDS = 5.0
+RETRY_SECONDS = 0.2
+SESSION_LOSS_LIMIT = 5
+SESSION_LOST = frozenset({Reason.UNKNOWN_SESSION, Reason.STALE_STEP})
+WORKER_LOST = frozenset({Reason.WORKER_UNAVAILABLE, Reason.NOT_READY, Reason.DEADLINE_EXCEEDED})
+TRANSIENT = WORKER_LOST | {Reason.CAPACITY_EXHAUSTED, Reason.INTERNAL}
+
+
+class Worker:
+    """One worker: its channel, whether it is there, and who it says it is."""
+
+    def __init__(self, role: str, address: str, call_seconds: float) -> None:
+        self.role = role
+        self.channel = RpcChannel(address)
+        self.call_seconds = call_seconds
+        self.info: WorkerInfo | None = None
+        self.is_available = False
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def lost(self, error: SequoiaError) -> None:
+        """Take the worker out of use until `watch` finds it again."""
+        if self.is_available:
+            log.warning("worker lost", role=self.role, error=error.message)
+        self.is_available = False
+
+    async def find(self, tokenizer_sha256: str) -> bool:
+        """Look whether the worker is there, and take it into use.
+
+        Raises:
+            IncompatibleModelsError: its tokenizer is another than the coordinator's.
+        """
+        if not await self.channel.is_serving():
+            return False
+        try:
+            info = await self.channel.call(GET_INFO, None, timeout=self.call_seconds)
+        except SequoiaError:
+            return False
+        if info.tokenizer_sha256 != tokenizer_sha256:
+            raise IncompatibleModelsError(
+                f"the {self.role} worker's model {info.model} has another tokenizer than the "
+                "target",
+                role=self.role,
+                model=info.model,
+            )
+        if self.info is None or self.info.instance_id != info.instance_id:
+            log.info("worker found", role=self.role, model=info.model, dtype=info.dtype)
+        self.info = info
+        self.is_available = True
+        return True
+
+    async def watch(self, tokenizer_sha256: str) -> None:
+        """Find the worker again whenever it is lost; never ends."""
+        refused = ""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if self.is_available:
+                continue
+            try:
+                await self.find(tokenizer_sha256)
+            except IncompatibleModelsError as error:
+                if refused != error.message:
+                    log.error("worker refused", role=self.role, error=error.message)
+                refused = error.message
+
+    def close_session(self, session_id: str) -> None:
+        """Free a session without waiting for it."""
+
+        async def close() -> None:
+            try:
+                await self.channel.call(CLOSE_SESSION, session_id, timeout=CLOSE_TIMEOUT_SECONDS)
+            except SequoiaError as error:
+                log.debug("session not closed", role=self.role, error=error.message)
+
+        task = asyncio.create_task(close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Wait for sessions that are being freed, then end the connection."""
+        await asyncio.gather(*self._closing, return_exceptions=True)
+        await self.channel.close()
+
+
+@dataclass(frozen=True, slots=True)
+class StepState:
+    """Where a request stands at the beginning of a step."""
+
+    step: int
+    token_ids: tuple[int, ...]  # committed; the last one is the root
+    accepted: tuple[int, ...]  # nodes of the last step's tree
+
+
+class WorkerSession(Generic[Request, Reply]):
+    """One request's session on one worker."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        method: Method[Request, Reply],
+        session_id: str,
+        settings: SessionSettings,
+    ) -> None:
+        self.worker = worker
+        self.waited_seconds = 0.0
+        self._method = method
+        self._session_id = session_id
+        self._settings = settings
+        self._was_opened = False
+        self._next_step = -1  # the step that the worker's session expects; -1: no session
+
+    async def step(self, state: StepState, make: Callable[[StepHeader], Request]) -> Reply:
+        """One step; the session is opened first when there is none or it has missed a step.
+
+        Raises:
+            SequoiaError: as the worker or the transport reported it. The step can be repeated.
+        """
+        started = time.perf_counter()
+        try:
+            accepted = state.accepted
+            if self._next_step != state.step:
+                await self._open(state)
+                accepted = ()
+            header = StepHeader(self._session_id, state.step, len(state.token_ids), accepted)
+            reply = await self.worker.channel.call(
+                self._method, make(header), timeout=self.worker.call_seconds
+            )
+        except SequoiaError as error:
+            if error.reason in SESSION_LOST:
+                self._next_step = -1
+            raise
+        finally:
+            self.waited_seconds += time.perf_counter() - started
+        self._next_step = state.step + 1
+        return reply
+
+    async def step_patiently(
+        self, state: StepState, make: Callable[[StepHeader], Request], patience: float
+    ) -> Reply:
+        """One step, repeated through losses of the session and outages of the worker.
+
+        Raises:
+            SequoiaError: it failed for `patience` seconds, or in a way that no repetition mends.
+        """
+        deadline = time.monotonic() + patience
+        losses = 0
+        while True:
+            try:
+                return await self.step(state, make)
+            except SequoiaError as error:
+                if error.reason in SESSION_LOST and losses < SESSION_LOSS_LIMIT:
+                    losses += 1
+                    continue
+                if error.reason in WORKER_LOST:
+                    self.worker.lost(error)
+                if error.reason not in TRANSIENT | SESSION_LOST or time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _open(self, state: StepState) -> None:
+        if self._was_opened:
+            log.info("session rebuilt", role=self.worker.role, step=state.step)
+        self._was_opened = True
+        prefill = Prefill(self._session_id, state.token_ids, state.step, self._settings)
+        await self.worker.channel.call(PREFILL, prefill, timeout=self.worker.call_seconds)
+        self._next_step = state.step
+
+    def close(self) -> None:
+        """Free the session on the worker, if it ever had one."""
+        if self._was_opened:
+            self.worker.close_session(self._session_id)

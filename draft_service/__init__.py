@@ -1,0 +1,1 @@
+"""Draft worker: grows token trees with the draft model."""

@@ -1,0 +1,212 @@
+"""Growing trees: level by level, all waiting sessions in one pass per level."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sequoia.errors import InvalidArgumentError, MalformedTreeError
+from sequoia.messages import DraftDistribution, GrownTree, GrowTree
+from sequoia.randomness import Purpose, coupled_noise, uniforms
+from sequoia.runtime.forward import Segment
+from sequoia.runtime.sessions import Session
+from sequoia.runtime.worker import ModelWorker
+from sequoia.sampling import (
+    SUPPORT_SIZE,
+    DrawRule,
+    draw_without_replacement,
+    penalise,
+    sparsify,
+    warp,
+)
+from sequoia.tree import ROOT_PARENT, Topology, Tree
+
+
+@dataclass(slots=True)
+class Growth:
+    """One tree while it grows: the nodes so far, and the planned node behind each of them.
+
+    Where the draft has fewer tokens than the plan has children, planned nodes have no counterpart.
+    """
+
+    session: Session[GrownTree]
+    planned: Topology
+    parents: list[int] = field(default_factory=lambda: [ROOT_PARENT])
+    token_ids: list[int] = field(default_factory=list)
+    planned_nodes: list[int] = field(default_factory=lambda: [0])
+    distributions: list[DraftDistribution] = field(default_factory=list)
+    level: list[int] = field(default_factory=lambda: [0])  # nodes of the deepest level so far
+    row_depths: list[int] = field(default_factory=list)  # of the cache rows behind the root's
+
+    @property
+    def root_position(self) -> int:
+        """Absolute position of the root."""
+        return len(self.session.token_ids) - 1
+
+    def child_counts(self, nodes: Sequence[int]) -> list[int]:
+        """How many children the plan gives each node."""
+        return [len(self.planned.children[self.planned_nodes[node]]) for node in nodes]
+
+    def next_inner_nodes(self) -> list[int]:
+        """Nodes of the deepest level that shall have children."""
+        counts = self.child_counts(self.level)
+        return [node for node, count in zip(self.level, counts, strict=True) if count]
+
+    def path(self, node: int) -> list[int]:
+        """Nodes from just below the root down to `node`."""
+        nodes: list[int] = []
+        while node > 0:
+            nodes.append(node)
+            node = self.parents[node]
+        return nodes[::-1]
+
+    def add_children(self, node: int, token_ids: Sequence[int]) -> None:
+        """Append drawn children in their order."""
+        planned = self.planned.children[self.planned_nodes[node]]
+        for token_id, planned_node in zip(token_ids, planned, strict=False):
+            self.parents.append(node)
+            self.token_ids.append(int(token_id))
+            self.planned_nodes.append(planned_node)
+
+    def tree(self) -> Tree:
+        """The tree as it stands."""
+        return Tree(Topology(tuple(self.parents)), tuple(self.token_ids))
+
+
+class Grower(ModelWorker[GrowTree, GrownTree]):
+    """The draft worker's model: grows trees of the shapes that coordinators ask for."""
+
+    def check(self, request: GrowTree) -> None:
+        """See `ModelWorker.check`."""
+        if request.topology.node_count > self.limits.node_limit:
+            raise MalformedTreeError(
+                f"{request.topology.node_count} nodes exceed the limit of {self.limits.node_limit}",
+                field="parent_indices",
+                limit=self.limits.node_limit,
+            )
+        deepest = request.header.base_length + request.topology.level_count - 1
+        if deepest > self.model.context_length:
+            raise InvalidArgumentError(
+                "parent_indices",
+                f"the deepest node would stand at position {deepest}, outside the context",
+                self.model.context_length,
+                deepest,
+            )
+
+    def run_steps(
+        self, steps: Sequence[tuple[Session[GrownTree], GrowTree]]
+    ) -> list[tuple[Tree, GrownTree]]:
+        """See `ModelWorker.run_steps`."""
+        started = time.perf_counter()
+        growths = [
+            Growth(session, request.topology, token_ids=[request.root_token_id])
+            for session, request in steps
+        ]
+        growing = [growth for growth in growths if growth.next_inner_nodes()]
+        while growing:
+            self._grow_level(growing)
+            growing = [growth for growth in growing if growth.next_inner_nodes()]
+        seconds = time.perf_counter() - started
+        return [
+            (tree := growth.tree(), GrownTree(tree, tuple(growth.distributions), seconds))
+            for growth in growths
+        ]
+
+    def _grow_level(self, growths: Sequence[Growth]) -> None:
+        """Forward the deepest nodes that shall have children, and draw these."""
+        inner = [growth.next_inner_nodes() for growth in growths]
+        segments = [_segment(growth, nodes) for growth, nodes in zip(growths, inner, strict=True)]
+        logits = self.model.forward(segments)
+        for growth, nodes, rows in zip(growths, inner, logits, strict=True):
+            first = len(growth.token_ids)
+            self._draw_children(growth, nodes, rows[-len(nodes) :])
+            growth.level = list(range(first, len(growth.token_ids)))
+
+    def _draw_children(self, growth: Growth, nodes: Sequence[int], logits: Tensor) -> None:
+        """Draw the children of nodes of one depth from their logits `[nodes, output rows]`."""
+        settings = growth.session.settings
+        logits = self._adjusted(growth, nodes, logits)
+        ids = self._columns(logits.shape[-1])
+        counts = growth.child_counts(nodes)
+        position = growth.root_position + len(growth.path(nodes[0])) + 1
+        if settings.draw_rule is DrawRule.WITHOUT_REPLACEMENT:
+            _draw_without_replacement(growth, nodes, warp(logits, settings.sampling), ids, position)
+            return
+        if settings.draw_rule is DrawRule.COUPLED:
+            noise = torch.from_numpy(coupled_noise(settings.seed, position, int(ids.max()) + 1))
+            logits = warp(logits, settings.sampling) + noise.to(logits)[ids]
+        best = logits.topk(min(max(counts), logits.shape[-1]), dim=-1)
+        finite = best.values.isfinite().sum(dim=-1).tolist()
+        token_ids = ids[best.indices].tolist()
+        for row, node in enumerate(nodes):
+            growth.add_children(node, token_ids[row][: min(counts[row], finite[row])])
+
+    def _columns(self, vocabulary_size: int) -> Tensor:
+        """Vocabulary ids of the output rows."""
+        if self.model.token_ids is not None:
+            return self.model.token_ids
+        return torch.arange(vocabulary_size, device=self.model.device)
+
+    def _adjusted(self, growth: Growth, nodes: Sequence[int], logits: Tensor) -> Tensor:
+        """Logits after the penalties, without tokens that the target does not know."""
+        settings = growth.session.settings
+        ids = self._columns(logits.shape[-1])
+        if settings.sampling.has_penalties:
+            size = int(ids.max()) + 1
+            tokens, start = growth.session.token_ids, settings.prompt_token_count
+            prompt = [token for token in tokens[:start] if token < size]
+            generated = [token for token in tokens[start:] if token < size]
+            full = logits.new_full((len(nodes), size), -torch.inf)
+            full[:, ids] = logits
+            for row, node in enumerate(nodes):
+                path = generated + [growth.token_ids[member] for member in growth.path(node)]
+                full[row] = penalise(full[row], settings.sampling, prompt, path)
+            logits = full[:, ids]
+        if settings.vocabulary_size <= int(ids.max()):
+            logits = logits.masked_fill(ids >= settings.vocabulary_size, -torch.inf)
+        return logits
+
+
+def _segment(growth: Growth, nodes: Sequence[int]) -> Segment:
+    """The pass over some nodes of one depth; at depth 0, over all committed tokens not cached."""
+    session = growth.session
+    cache, committed = session.cache, len(session.token_ids)
+    if nodes[0] == 0:
+        session.node_rows[0] = committed - 1
+        return Segment.chain(cache, session.token_ids[cache.length :])
+    start = cache.length
+    depth = len(growth.path(nodes[0]))
+    visible = np.zeros((len(nodes), start + len(nodes)), dtype=np.bool_)
+    visible[:, :committed] = True
+    growth.row_depths.extend([depth] * len(nodes))
+    for row, node in enumerate(nodes):
+        session.node_rows[node] = start + row
+        for member in growth.path(node):
+            visible[row, session.node_rows[member]] = True
+    positions = [growth.root_position + depth] * len(nodes)
+    key_positions = np.concatenate(
+        [np.arange(committed), growth.root_position + np.array(growth.row_depths)]
+    )
+    tokens = [growth.token_ids[node] for node in nodes]
+    return Segment(cache, tokens, positions, visible, key_positions)
+
+
+def _draw_without_replacement(
+    growth: Growth, nodes: Sequence[int], log_probs: Tensor, ids: Tensor, position: int
+) -> None:
+    """Make q `[nodes, output rows]` sparse at every node, and draw children from it in order."""
+    counts = growth.child_counts(nodes)
+    indices, weights = sparsify(log_probs, max(SUPPORT_SIZE, *counts))
+    token_ids = ids.cpu().numpy()[indices]
+    for row, node in enumerate(nodes):
+        in_support = weights[row] > 0
+        support, q = token_ids[row][in_support], weights[row][in_support]
+        uniform = uniforms(growth.session.settings.seed, Purpose.DRAFT, position, node, len(q))
+        drawn = draw_without_replacement(q, counts[row], uniform)
+        growth.add_children(node, support[drawn].tolist())
+        growth.distributions.append(DraftDistribution(support.astype(np.uint32), q))

@@ -1,0 +1,31 @@
+"""`sequoia`: the command line."""
+
+from __future__ import annotations
+
+import typer
+
+from sequoia.cli.demo import demo
+from sequoia.cli.generate import generate
+from sequoia.cli.models import models_app
+from sequoia.cli.plan import plan
+from sequoia.cli.up import up
+from sequoia.config import check_environment
+
+app = typer.Typer(
+    name="sequoia",
+    help="Fast, lossless text from large language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+app.command()(up)
+app.command()(generate)
+app.command()(demo)
+app.command()(plan)
+app.add_typer(models_app)
+
+
+def main() -> None:
+    """Run the command line."""
+    check_environment()
+    app()

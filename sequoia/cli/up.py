@@ -1,0 +1,41 @@
+"""`sequoia up`: the whole system on one machine."""
+
+from __future__ import annotations
+
+import threading
+
+import typer
+
+from sequoia import config
+from sequoia.cli.session import fetch_models, interrupt_on_terminate
+from sequoia.embedded_valkey import EmbeddedValkeyError
+from sequoia.launcher import LaunchError, LaunchOptions, LocalSystem
+from sequoia.log import configure_logging
+
+
+def up(
+    target: config.Target = config.DEFAULT_TARGET,
+    draft: config.Draft = None,
+    host: config.Host = "127.0.0.1",
+    port: config.Port = 50051,
+    redis: config.RedisUrl = None,
+    dtype: config.DTypeOption = config.DType.AUTO,
+    device: config.DeviceOption = config.Device.AUTO,
+    log_level: config.LogLevelOption = config.LogLevel.INFO,
+) -> None:
+    """Run Redis, planner, both workers and the coordinator until Ctrl-C or SIGTERM.
+
+    Prints `ready HOST:PORT` on stdout when Generate can be served; logs go to stderr.
+    """
+    interrupt_on_terminate()
+    configure_logging("launcher", log_level)
+    options = LaunchOptions(target, draft, host, port, redis, dtype, device, log_level)
+    try:
+        fetch_models(options)
+        with LocalSystem(options) as system:
+            typer.echo(f"ready {system.address}")
+            threading.Event().wait()
+    except (LaunchError, EmbeddedValkeyError) as error:
+        config.fail(str(error))
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)

@@ -1,0 +1,226 @@
+"""Options that several roles share, each with its flag and its environment variable.
+
+Typer reads a flag before its variable, checks types and ranges, and ends the process with status 2
+and the name of whatever is wrong. `check_environment` does the same for unknown variables.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, NoReturn
+
+import typer
+
+PREFIX = "SEQUOIA_"
+DEFAULT_TARGET = "smollm2-135m-instruct"
+ADDRESS = re.compile(r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):(\d{1,5})$")
+
+
+class DType(StrEnum):
+    """Element type of weights and activations."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class Device(StrEnum):
+    """Where a model runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class LogLevel(StrEnum):
+    """The least severe level that is written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def read_address(value: str | None) -> str | None:
+    """Check HOST:PORT as typer wants a callback to."""
+    if value is None:
+        return None
+    match = ADDRESS.match(value)
+    if not match or not 0 < int(match.group(2)) < 65536:
+        raise typer.BadParameter(f"{value!r} is not HOST:PORT with a port from 1 to 65535")
+    return value
+
+
+def _redis_url(value: str | None) -> str | None:
+    if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
+        raise typer.BadParameter(f"{value!r} does not begin with redis://, rediss:// or unix://")
+    return value
+
+
+Host = Annotated[str, typer.Option(envvar="SEQUOIA_HOST", help="Address to listen on.")]
+Port = Annotated[
+    int,
+    typer.Option(
+        envvar="SEQUOIA_PORT", min=0, max=65535, help="Port to listen on; 0 takes a free one."
+    ),
+]
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--redis", envvar="SEQUOIA_REDIS", callback=_redis_url, help="URL of Redis or Valkey."
+    ),
+]
+DraftAddress = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SEQUOIA_DRAFT_ADDRESS", callback=read_address, help="HOST:PORT of the draft worker."
+    ),
+]
+TargetAddress = Annotated[
+    str,
+    typer.Option(
+        envvar="SEQUOIA_TARGET_ADDRESS",
+        callback=read_address,
+        help="HOST:PORT of the target worker.",
+    ),
+]
+Target = Annotated[
+    str,
+    typer.Option(
+        envvar="SEQUOIA_TARGET", help="Target model: built-in name, local folder or hub id."
+    ),
+]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SEQUOIA_DRAFT",
+        help="Draft model, named likewise. Default: the target's own, if it has one.",
+    ),
+]
+DTypeOption = Annotated[
+    DType,
+    typer.Option(
+        "--dtype", envvar="SEQUOIA_DTYPE", help="auto: bfloat16 on a GPU, float32 on a CPU."
+    ),
+]
+DeviceOption = Annotated[
+    Device,
+    typer.Option("--device", envvar="SEQUOIA_DEVICE", help="auto: a GPU where there is one."),
+]
+SessionLimit = Annotated[
+    int,
+    typer.Option(envvar="SEQUOIA_SESSION_LIMIT", min=1, max=65536, help="Most sessions at a time."),
+]
+KvCacheLimit = Annotated[
+    int,
+    typer.Option(
+        "--kv-cache-limit-bytes",
+        envvar="SEQUOIA_KV_CACHE_LIMIT_BYTES",
+        min=2**20,
+        help="Most bytes of KV cache over all sessions.",
+    ),
+]
+BatchLimit = Annotated[
+    int,
+    typer.Option(envvar="SEQUOIA_BATCH_LIMIT", min=1, max=1024, help="Most sessions in one pass."),
+]
+NodeLimit = Annotated[
+    int, typer.Option(envvar="SEQUOIA_NODE_LIMIT", min=1, max=4096, help="Most nodes of a tree.")
+]
+Threads = Annotated[
+    int,
+    typer.Option(
+        envvar="SEQUOIA_THREADS",
+        min=0,
+        max=1024,
+        help="CPU threads of the model; 0: torch's default.",
+    ),
+]
+RequestLimit = Annotated[
+    int,
+    typer.Option(envvar="SEQUOIA_REQUEST_LIMIT", min=1, max=65536, help="Most requests in flight."),
+]
+MaxNewTokens = Annotated[
+    int,
+    typer.Option(
+        "--max-new-tokens-limit",
+        envvar="SEQUOIA_MAX_NEW_TOKENS_LIMIT",
+        min=1,
+        help="Most tokens that one request may generate.",
+    ),
+]
+Patience = Annotated[
+    float,
+    typer.Option(
+        "--target-patience",
+        envvar="SEQUOIA_TARGET_PATIENCE",
+        min=0.0,
+        help="Seconds that a request waits for a lost target before it fails.",
+    ),
+]
+CallSeconds = Annotated[
+    float,
+    typer.Option(
+        "--call-timeout",
+        envvar="SEQUOIA_CALL_TIMEOUT",
+        min=0.1,
+        help="Seconds that one call to a worker may take.",
+    ),
+]
+MaxNodes = Annotated[
+    int,
+    typer.Option(
+        envvar="SEQUOIA_MAX_NODES", min=1, max=1024, help="Most nodes that a plan may choose."
+    ),
+]
+MaxLevels = Annotated[
+    int,
+    typer.Option(
+        envvar="SEQUOIA_MAX_LEVELS", min=1, max=64, help="Most levels that a plan may choose."
+    ),
+]
+ReplanSeconds = Annotated[
+    float,
+    typer.Option(
+        "--replan-interval",
+        envvar="SEQUOIA_REPLAN_INTERVAL",
+        min=0.1,
+        help="Seconds between looks at the statistics.",
+    ),
+]
+LogLevelOption = Annotated[
+    LogLevel,
+    typer.Option("--log-level", envvar="SEQUOIA_LOG_LEVEL", help="Least severe level written."),
+]
+
+# Read without a flag: where models are kept, and whose child a role is.
+OTHER_VARIABLES = frozenset({"SEQUOIA_CACHE", "SEQUOIA_PARENT_PID"})
+
+
+def known_variables() -> frozenset[str]:
+    """Every environment variable that some role reads."""
+    names = {
+        variable
+        for option in globals().values()
+        for info in getattr(option, "__metadata__", ())
+        for variable in ([info.envvar] if isinstance(info.envvar, str) else info.envvar or [])
+    }
+    return frozenset(names) | OTHER_VARIABLES
+
+
+def check_environment(environment: Mapping[str, str] = os.environ) -> None:
+    """End the process with status 2 when a variable is set that nobody reads, likely a typo."""
+    unknown = sorted(
+        name for name in environment if name.startswith(PREFIX) and name not in known_variables()
+    )
+    if unknown:
+        fail(f"unknown environment variable {', '.join(unknown)}", 2)
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """Say what is wrong on stderr and end the process."""
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(status)

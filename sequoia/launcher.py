@@ -1,0 +1,247 @@
+"""The whole system on one machine: every role a process of its own, on free ports, kept alive.
+
+Children are told whose they are and end by themselves when this process is gone, however it went.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import IO, Self
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from sequoia.embedded_valkey import EmbeddedValkey
+
+log = structlog.get_logger(__name__)
+
+LOCALHOST = "127.0.0.1"
+POLL_SECONDS = 0.1
+STOP_SECONDS = 10.0
+RESTART_SECONDS = 1.0
+HEALTH_SECONDS = 2.0
+
+
+class LaunchError(Exception):
+    """A role could not be started; its own words stand on stderr or in its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchOptions:
+    """What to run, and where clients reach it."""
+
+    target: str
+    draft: str | None = None
+    host: str = LOCALHOST
+    port: int = 0
+    redis_url: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    log_level: str = "info"
+
+
+class RoleProcess:
+    """One role as a child process."""
+
+    def __init__(
+        self, module: str, arguments: list[str], errors: IO[bytes] | None, host: str, port: int
+    ) -> None:
+        self.module = module
+        self.host = host
+        self.port = port
+        self._arguments = arguments
+        self._errors = errors
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT, once it listens."""
+        return f"{self.host}:{self.port}"
+
+    def start(self) -> None:
+        """Start the process; `wait_until_listening` follows."""
+        place = ["--host", self.host, "--port", str(self.port)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", self.module, *self._arguments, *place],
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "SEQUOIA_PARENT_PID": str(os.getpid())},
+            process_group=0,  # Ctrl-C reaches the parent alone, which ends its children in order
+        )
+
+    def wait_until_listening(self) -> None:
+        """Wait until the process listens, and learn its port.
+
+        Raises:
+            LaunchError: it ended instead.
+        """
+        if self._process is None or self._process.stdout is None:
+            raise LaunchError(f"{self.module} was not started")
+        line = self._process.stdout.readline().decode().strip()
+        if not line.startswith("listening "):
+            raise LaunchError(f"{self.module} ended with status {self._process.wait()}")
+        self.port = int(line.rpartition(":")[2])
+
+    def wait_until_serving(self) -> None:
+        """Wait until the role's health says SERVING.
+
+        Raises:
+            LaunchError: the process ended instead.
+        """
+        while not _is_serving(self.address):
+            if self.has_ended:
+                raise LaunchError(f"{self.module} ended before it was ready")
+            time.sleep(POLL_SECONDS)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._process is not None and self._process.poll() is not None
+
+    def terminate(self) -> None:
+        """Ask the process to end."""
+        if self._process and not self.has_ended:
+            self._process.terminate()
+
+    def wait(self) -> None:
+        """Wait for the end; a process that does not come to it is killed."""
+        if self._process is None:
+            return
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.warning("role killed", role=self.module)
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()
+
+
+class LocalSystem:
+    """Valkey, both workers, planner and coordinator; a context manager.
+
+    Roles that die later are started again on their ports.
+    """
+
+    def __init__(
+        self,
+        options: LaunchOptions,
+        errors: IO[bytes] | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.options = options
+        self.coordinator: RoleProcess | None = None
+        self.planner: RoleProcess | None = None
+        self._errors = errors
+        self._say = say
+        self._valkey: EmbeddedValkey | None = None
+        self._roles: list[RoleProcess] = []
+        self._stopping = threading.Event()
+        self._keeper = threading.Thread(target=self._keep_alive, name="keeper", daemon=True)
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    @property
+    def address(self) -> str:
+        """Where clients reach `Generate`."""
+        if self.coordinator is None:
+            raise LaunchError("the system is not running")
+        return self.coordinator.address
+
+    def _start(self) -> None:
+        options = self.options
+        if options.redis_url is None:
+            self._say("starting Valkey")
+            self._valkey = EmbeddedValkey()
+            self._valkey.start()
+        redis = ["--redis", options.redis_url or (self._valkey.url if self._valkey else "")]
+        common = ["--log-level", options.log_level]
+        model = [*common, "--target", options.target, "--dtype", options.dtype]
+        model += ["--device", options.device]
+        draft_options = ["--draft", options.draft] if options.draft else []
+        self._say("starting the draft and target workers")
+        target = self._launch("target_service", model)
+        draft = self._launch("draft_service", [*model, *draft_options])
+        target.wait_until_listening()
+        draft.wait_until_listening()
+        workers = ["--target-address", target.address, "--draft-address", draft.address]
+        self._say("starting the planner and the coordinator")
+        self.planner = self._launch("planner", [*common, *workers, *redis])
+        self.coordinator = self._launch(
+            "coordinator",
+            [*common, *workers, *redis, "--target", options.target],
+            options.host,
+            options.port,
+        )
+        self.planner.wait_until_listening()
+        self.coordinator.wait_until_listening()
+        self._say("loading the models")
+        for role in (target, draft, self.coordinator):
+            role.wait_until_serving()
+        self._keeper.start()
+
+    def _launch(
+        self, module: str, arguments: list[str], host: str = LOCALHOST, port: int = 0
+    ) -> RoleProcess:
+        role = RoleProcess(module, arguments, self._errors, host, port)
+        self._roles.append(role)
+        role.start()
+        return role
+
+    def _keep_alive(self) -> None:
+        """Start roles again that have died; runs on a thread until the system stops."""
+        while not self._stopping.wait(RESTART_SECONDS):
+            for role in self._roles:
+                if role.has_ended and not self._stopping.is_set():
+                    log.warning("role ended, starting it again", role=role.module)
+                    try:
+                        role.start()
+                        role.wait_until_listening()
+                    except LaunchError as error:
+                        log.error("role not started", role=role.module, error=str(error))
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        if self._keeper.is_alive():
+            self._keeper.join(STOP_SECONDS)
+        for role in reversed(self._roles):
+            role.terminate()
+        for role in reversed(self._roles):
+            role.wait()
+        if self._valkey:
+            self._valkey.stop()
+
+
+def _is_serving(address: str) -> bool:
+    """Ask a role's health, without an event loop: Ctrl-C must get through while waiting."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            reply = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=HEALTH_SECONDS
+            )
+        except grpc.RpcError:
+            return False
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)

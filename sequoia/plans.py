@@ -1,0 +1,358 @@
+"""Plans and acceptance statistics: as values, and as they lie in Redis.
+
+Redis holds two things, neither irreplaceable: the last plan (`sequoia:plan`, announced on the
+channel of the same name) and the counts from which the planner estimates acceptance
+(`sequoia:acceptance:PAIR:CLASS`, a hash of `trials:RANK` and `accepts:RANK`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import redis.asyncio as redis
+import structlog
+from redis.exceptions import RedisError, ResponseError
+
+from sequoia.messages import WorkerInfo
+from sequoia.sampling import DrawRule
+from sequoia.tree import Topology, TreeError, level_order
+
+log = structlog.get_logger(__name__)
+
+PLAN_KEY = "sequoia:plan"
+PLAN_CHANNEL = "sequoia:plan"
+VERSION_KEY = "sequoia:plan:version"
+PLAN_BYTES_LIMIT = 2**20
+VERSION_LIMIT = 2**63  # what the wire holds
+COUNT_DIGITS_LIMIT = 18
+RANK_LIMIT = 64
+POLL_SECONDS = 2.0
+RETRY_SECONDS = 0.5
+
+# Requests that share a class share one acceptance vector: the rule matters, and so does whether the
+# target's distribution is sharp or flat.
+FLAT_FROM_TEMPERATURE = 0.8
+REQUEST_CLASSES = ("greedy", "sharp", "flat", "sharp-seeded", "flat-seeded")
+
+
+class PlanError(ValueError):
+    """A plan that is not valid; the message names the field."""
+
+
+def request_class(temperature: float, draw_rule: DrawRule) -> str:
+    """The class of requests with these settings."""
+    if draw_rule is DrawRule.GREEDY:
+        return "greedy"
+    shape = "flat" if temperature >= FLAT_FROM_TEMPERATURE else "sharp"
+    return f"{shape}-seeded" if draw_rule is DrawRule.COUPLED else shape
+
+
+def pair_name(draft: WorkerInfo | None, target: WorkerInfo | None) -> str:
+    """Names a pair of models in the statistics, whatever characters their references hold."""
+    names = "\n".join(f"{info.model} {info.dtype}" if info else "" for info in (draft, target))
+    return hashlib.sha256(names.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTree:
+    """The tree for one class of requests when `batch_size` of them are in flight.
+
+    Raises:
+        PlanError: naming the field that is out of range.
+    """
+
+    request_class: str
+    batch_size: int
+    parents: tuple[int, ...]
+    expected_tokens_per_step: float
+    predicted_seconds_per_token: float
+    predicted_seconds_per_token_without_speculation: float
+
+    def __post_init__(self) -> None:
+        if self.request_class not in REQUEST_CLASSES:
+            raise PlanError(f"request_class: unknown class {self.request_class!r:.64}")
+        if not 1 <= self.batch_size <= 4096:
+            raise PlanError(f"batch_size: {self.batch_size} is outside [1, 4096]")
+        for name in (
+            "expected_tokens_per_step",
+            "predicted_seconds_per_token",
+            "predicted_seconds_per_token_without_speculation",
+        ):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0:
+                raise PlanError(f"{name}: {value} is not a finite number of at least 0")
+        try:
+            Topology(self.parents)
+        except TreeError as error:
+            raise PlanError(f"parents: {error}") from error
+
+    @property
+    def topology(self) -> Topology:
+        """The shape."""
+        return Topology(self.parents)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which tree to grow under which circumstances; version 0 is the built-in plan."""
+
+    version: int
+    created_at: float  # seconds since the epoch
+    trees: tuple[PlannedTree, ...]
+
+    def tree_for(self, request_class: str, batch_size: int) -> PlannedTree | None:
+        """The tree of the class, planned for the least load that covers `batch_size`.
+
+        Beyond the largest load planned for, that load's tree. None: the plan says nothing about
+        the class.
+        """
+        mine = [tree for tree in self.trees if tree.request_class == request_class]
+        covering = [tree for tree in mine if tree.batch_size >= batch_size]
+        if covering:
+            return min(covering, key=lambda tree: tree.batch_size)
+        return max(mine, key=lambda tree: tree.batch_size, default=None)
+
+    def to_json(self) -> str:
+        """The plan as it lies in Redis."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Plan:
+        """Read a plan, trusting nothing.
+
+        Raises:
+            PlanError: naming the field: not JSON, a missing or extra field, a wrong type, a number
+                out of range, or a tree that is none.
+        """
+        if len(text) > PLAN_BYTES_LIMIT:
+            raise PlanError(f"plan: {len(text)} bytes exceed {PLAN_BYTES_LIMIT}")
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise PlanError(f"plan: {type(error).__name__}: {error}") from error
+        fields = _fields("plan", value, cls)
+        version = _integer(fields, "version")
+        if not 1 <= version < VERSION_LIMIT:
+            raise PlanError(f"version: {version} is outside [1, {VERSION_LIMIT})")
+        created_at = _number(fields, "created_at")
+        trees = tuple(_planned_tree(tree) for tree in _list(fields, "trees"))
+        if not trees:
+            raise PlanError("trees: there are none")
+        if len({(tree.request_class, tree.batch_size) for tree in trees}) < len(trees):
+            raise PlanError("trees: two for the same class and batch size")
+        return cls(version, created_at, trees)
+
+
+def _fields(name: str, value: object, described: type[Plan | PlannedTree]) -> dict[str, Any]:
+    """Check that a JSON value is an object with exactly the fields of a dataclass."""
+    if not isinstance(value, dict):
+        raise PlanError(f"{name}: not an object")
+    wanted = set(described.__dataclass_fields__)
+    for problem, names in (("missing", wanted - value.keys()), ("unknown", value.keys() - wanted)):
+        if names:
+            raise PlanError(f"{min(names)[:64]}: {problem} in the {name}")
+    return value
+
+
+def _integer(fields: Mapping[str, Any], name: str) -> int:
+    value = fields[name]
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise PlanError(f"{name}: {value!r:.64} is not an integer")
+    return value
+
+
+def _number(fields: Mapping[str, Any], name: str) -> float:
+    value = fields[name]
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise PlanError(f"{name}: {value!r:.64} is not a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number < 0:
+        raise PlanError(f"{name}: {number} is not a finite number of at least 0")
+    return number
+
+
+def _list(fields: Mapping[str, Any], name: str) -> list[Any]:
+    value = fields[name]
+    if not isinstance(value, list):
+        raise PlanError(f"{name}: not a list")
+    return value
+
+
+def _planned_tree(value: object) -> PlannedTree:
+    fields = _fields("tree", value, PlannedTree)
+    parents = tuple(_list(fields, "parents"))
+    if not all(isinstance(parent, int) and not isinstance(parent, bool) for parent in parents):
+        raise PlanError("parents: not all are integers")
+    return PlannedTree(
+        fields["request_class"],
+        _integer(fields, "batch_size"),
+        parents,
+        _number(fields, "expected_tokens_per_step"),
+        _number(fields, "predicted_seconds_per_token"),
+        _number(fields, "predicted_seconds_per_token_without_speculation"),
+    )
+
+
+# Before any planner has spoken: a small tree that is nearly free on most hardware.
+_BUILT_IN_PARENTS = level_order((-1, 0, 0, 1, 1, 3))
+BUILT_IN_PLAN = Plan(
+    0,
+    0.0,
+    tuple(PlannedTree(name, 4, _BUILT_IN_PARENTS, 0.0, 0.0, 0.0) for name in REQUEST_CLASSES)
+    + tuple(PlannedTree(name, 4096, (-1,), 0.0, 0.0, 0.0) for name in REQUEST_CLASSES),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptanceCounts:
+    """Per child rank, how often it came to a trial and how often it was accepted.
+
+    A node counts for rank k when it had at least k children and the first k-1 were rejected.
+
+    Attributes:
+        trials: nodes that came to a trial at each rank, rank 1 first.
+        accepts: those of them that accepted the child of that rank.
+
+    Raises:
+        ValueError: naming the rank: different lengths, a count below 0, more accepts than trials.
+    """
+
+    trials: tuple[int, ...] = (0,) * RANK_LIMIT
+    accepts: tuple[int, ...] = (0,) * RANK_LIMIT
+
+    def __post_init__(self) -> None:
+        if len(self.trials) != len(self.accepts):
+            raise ValueError(f"{len(self.trials)} trials, but {len(self.accepts)} accepts")
+        for rank, (trials, accepts) in enumerate(
+            zip(self.trials, self.accepts, strict=True), start=1
+        ):
+            for name, count in (("trials", trials), ("accepts", accepts)):
+                if count < 0:
+                    raise ValueError(f"{name} at rank {rank} is {count}, must be >= 0")
+            if accepts > trials:
+                raise ValueError(f"rank {rank} has {accepts} accepts in {trials} trials")
+
+
+class PlanStore:
+    """Plans and statistics in Redis.
+
+    Every method but the iterator raises `RedisError` when Redis is away.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._redis = redis.Redis.from_url(
+            url, socket_timeout=5.0, socket_connect_timeout=2.0, decode_responses=False
+        )
+
+    async def close(self) -> None:
+        """End the connections."""
+        await self._redis.aclose()
+
+    async def publish(self, trees: tuple[PlannedTree, ...], after: int = 0) -> Plan:
+        """Store a plan under the next version and announce it.
+
+        Versions go on rising from `after` when Redis has lost its own count.
+        """
+        try:
+            version = int(await self._redis.incr(VERSION_KEY))
+        except ResponseError:  # what is stored there is no count
+            version = after
+        if version <= after:
+            version = after + 1
+            await self._redis.set(VERSION_KEY, version)
+        plan = Plan(version, time.time(), trees)
+        await self._redis.set(PLAN_KEY, plan.to_json())
+        await self._redis.publish(PLAN_CHANNEL, str(version))
+        return plan
+
+    async def read(self) -> Plan | None:
+        """The stored plan; None when there is none.
+
+        Raises:
+            PlanError: what is stored is not a plan.
+        """
+        try:
+            text = await self._redis.get(PLAN_KEY)
+        except ResponseError as error:
+            raise PlanError(f"plan: {error}") from error
+        return None if text is None else Plan.from_json(text)
+
+    async def plans(self) -> AsyncIterator[Plan]:
+        """Every plan as it is announced, the stored one first; never ends.
+
+        Garbage is logged and left out; a lost Redis is waited for. Besides listening it looks by
+        itself every few seconds, for an announcement may be lost with a connection.
+        """
+        last: tuple[int, float] | None = None
+        complaint = ""
+        while True:
+            try:
+                async with self._redis.pubsub() as pubsub:
+                    await pubsub.subscribe(PLAN_CHANNEL)
+                    while True:
+                        plan, problem = await self._read_or_complain()
+                        if problem and problem != complaint:
+                            log.warning("plan refused", error=problem)
+                        complaint = problem
+                        if plan is not None and (plan.version, plan.created_at) != last:
+                            last = plan.version, plan.created_at
+                            yield plan
+                        await pubsub.get_message(
+                            ignore_subscribe_messages=True, timeout=POLL_SECONDS
+                        )
+            except (RedisError, OSError) as error:
+                if str(error) != complaint:
+                    log.warning("redis unavailable", error=str(error))
+                complaint = str(error)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _read_or_complain(self) -> tuple[Plan | None, str]:
+        try:
+            return await self.read(), ""
+        except PlanError as error:
+            return None, str(error)
+
+    async def add_counts(self, pair: str, counts: Mapping[str, AcceptanceCounts]) -> None:
+        """Add counts per request class to what is stored for a pair of models."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for name, added in counts.items():
+                key = f"sequoia:acceptance:{pair}:{name}"
+                for field in ("trials", "accepts"):
+                    for rank, count in enumerate(getattr(added, field), start=1):
+                        if count:
+                            pipeline.hincrby(key, f"{field}:{rank}", count)
+            await pipeline.execute()
+
+    async def read_counts(self, pair: str, request_class: str) -> AcceptanceCounts:
+        """All counts stored for a pair of models and a class; what is not a count reads as 0."""
+        try:
+            stored = await self._redis.hgetall(f"sequoia:acceptance:{pair}:{request_class}")
+        except ResponseError as error:
+            log.warning("statistics refused", request_class=request_class, error=str(error))
+            stored = {}
+        columns: dict[str, list[int]] = {name: [0] * RANK_LIMIT for name in ("trials", "accepts")}
+        for key, value in stored.items():
+            name, _, rank = _text(key).partition(":")
+            if name in columns and 1 <= _count(rank) <= RANK_LIMIT:
+                columns[name][_count(rank) - 1] = _count(_text(value))
+        possible = (min(both) for both in zip(columns["accepts"], columns["trials"], strict=True))
+        return AcceptanceCounts(tuple(columns["trials"]), tuple(possible))
+
+
+def _text(stored: bytes | str) -> str:
+    return stored if isinstance(stored, str) else stored.decode(errors="replace")
+
+
+def _count(text: str) -> int:
+    """A decimal number, 0 for any other text."""
+    return int(text) if text.isdecimal() and len(text) <= COUNT_DIGITS_LIMIT else 0

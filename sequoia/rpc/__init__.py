@@ -1,0 +1,1 @@
+"""gRPC: servers, channels, errors, and the only code that knows protobuf messages."""

@@ -1,0 +1,91 @@
+"""The caller's side: a channel to one role, with domain values in and out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any, TypeVar
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from sequoia.rpc.errors import from_rpc_error
+from sequoia.rpc.method import Method
+from sequoia.rpc.server import REQUEST_ID_KEY, TRANSPORT_LIMIT_BYTES
+
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+
+# Reconnect within a second: a restarted worker should be found again at once.
+_OPTIONS = [
+    ("grpc.max_receive_message_length", TRANSPORT_LIMIT_BYTES),
+    ("grpc.max_send_message_length", TRANSPORT_LIMIT_BYTES),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+class RpcChannel:
+    """Calls methods of the role at one address; failures are raised as `RemoteError`."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._calls: dict[str, Any] = {}
+
+    async def call(
+        self, method: Method[Request, Reply], request: Request, timeout: float | None = None
+    ) -> Reply:
+        """One request, one reply; `timeout` in seconds."""
+        try:
+            reply: Reply = await self._callable(method)(
+                request, timeout=timeout, metadata=_metadata()
+            )
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        return reply
+
+    async def stream(
+        self, method: Method[Request, Reply], request: Request, timeout: float | None = None
+    ) -> AsyncGenerator[Reply, None]:
+        """One request, a stream of replies; closing the iterator cancels the call."""
+        call = self._callable(method)(request, timeout=timeout, metadata=_metadata())
+        try:
+            async for reply in call:
+                yield reply
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+
+    async def is_serving(self, timeout: float = 2.0) -> bool:
+        """Whether the role says that it can do its work."""
+        stub = health_pb2_grpc.HealthStub(self._channel)
+        try:
+            reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def close(self) -> None:
+        """End all calls and the connection."""
+        await self._channel.close(None)
+
+    def _callable(self, method: Method[Any, Any]) -> Any:
+        if method.path not in self._calls:
+            make = self._channel.unary_stream if method.streams else self._channel.unary_unary
+            self._calls[method.path] = make(
+                method.path,
+                request_serializer=method.encode_request,
+                response_deserializer=method.decode_reply,
+            )
+        return self._calls[method.path]
+
+
+def _metadata() -> list[tuple[str, str]]:
+    identifier = structlog.contextvars.get_contextvars().get("request_id")
+    return [(REQUEST_ID_KEY, identifier)] if identifier else []

@@ -1,0 +1,92 @@
+"""Errors on the wire: `google.rpc.Status` with `ErrorInfo`, and the one table of codes.
+
+| reason | status | who mends it |
+|---|---|---|
+| INVALID_ARGUMENT, PROMPT_TOO_LONG | INVALID_ARGUMENT | the caller |
+| MALFORMED_MESSAGE, MALFORMED_TREE | INVALID_ARGUMENT | the caller |
+| MESSAGE_TOO_LARGE, CAPACITY_EXHAUSTED | RESOURCE_EXHAUSTED | less at a time |
+| UNKNOWN_SESSION | NOT_FOUND | the coordinator prefills again |
+| STALE_STEP, INCOMPATIBLE_MODELS | FAILED_PRECONDITION | the coordinator; the operator |
+| NOT_READY, WORKER_UNAVAILABLE | UNAVAILABLE | a retry |
+| DEADLINE_EXCEEDED | DEADLINE_EXCEEDED | more time |
+| INTERNAL | INTERNAL | us |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+
+from sequoia.errors import Reason, SequoiaError
+
+DOMAIN = "sequoia"
+_DETAILS_KEY = "grpc-status-details-bin"
+
+CODES: dict[Reason, grpc.StatusCode] = {
+    Reason.INVALID_ARGUMENT: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.MALFORMED_MESSAGE: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.MALFORMED_TREE: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.PROMPT_TOO_LONG: grpc.StatusCode.INVALID_ARGUMENT,
+    Reason.MESSAGE_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.CAPACITY_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.UNKNOWN_SESSION: grpc.StatusCode.NOT_FOUND,
+    Reason.STALE_STEP: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.INCOMPATIBLE_MODELS: grpc.StatusCode.FAILED_PRECONDITION,
+    Reason.NOT_READY: grpc.StatusCode.UNAVAILABLE,
+    Reason.WORKER_UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
+    Reason.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Reason.INTERNAL: grpc.StatusCode.INTERNAL,
+}
+_REASONS_WITHOUT_DETAILS = {
+    grpc.StatusCode.UNAVAILABLE: Reason.WORKER_UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Reason.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Reason.MESSAGE_TOO_LARGE,
+    grpc.StatusCode.CANCELLED: Reason.WORKER_UNAVAILABLE,
+}
+
+
+class RemoteError(SequoiaError):
+    """A failure that another role reported, with its reason and facts as they came."""
+
+    def __init__(self, reason: Reason, message: str, metadata: dict[str, str]) -> None:
+        super().__init__(message, **metadata)
+        self.reason = reason
+
+
+async def abort(context: grpc.aio.ServicerContext[object, object], error: SequoiaError) -> None:
+    """End a call with an error's status and details."""
+    code = CODES[error.reason]
+    detail = AnyMessage()
+    detail.Pack(ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
+    status = Status(code=code.value[0], message=error.message, details=[detail])
+    trailing = ((_DETAILS_KEY, status.SerializeToString()),)
+    await context.abort(code, error.message, trailing_metadata=trailing)
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> RemoteError:
+    """The failure behind a failed call, whether our server or gRPC itself reported it."""
+    trailing: Any = error.trailing_metadata() or ()
+    for key, value in trailing:
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            info = _error_info(value)
+            if info is not None:
+                return RemoteError(Reason(info.reason), error.details() or "", dict(info.metadata))
+    reason = _REASONS_WITHOUT_DETAILS.get(error.code(), Reason.INTERNAL)
+    return RemoteError(reason, error.details() or error.code().name, {})
+
+
+def _error_info(data: bytes) -> ErrorInfo | None:
+    try:
+        status = Status.FromString(data)
+        for detail in status.details:
+            info = ErrorInfo()
+            if detail.Unpack(info) and info.domain == DOMAIN and info.reason in set(Reason):
+                return info
+    except DecodeError:
+        pass
+    return None

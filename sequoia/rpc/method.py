@@ -1,0 +1,80 @@
+"""A gRPC method as both sides need it: its path, and the codecs between bytes and domain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from sequoia.errors import InvalidArgumentError, MalformedMessageError
+
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+AnyMessage = TypeVar("AnyMessage", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[Request, Reply]):
+    """One method of a service. `streams` marks methods that answer with a stream."""
+
+    service: str
+    name: str
+    encode_request: Callable[[Request], bytes]
+    decode_request: Callable[[bytes], Request]
+    encode_reply: Callable[[Reply], bytes]
+    decode_reply: Callable[[bytes], Reply]
+    streams: bool = False
+
+    @property
+    def path(self) -> str:
+        """The path on the wire."""
+        return f"/{self.service}/{self.name}"
+
+
+def parse(message_type: type[AnyMessage], data: bytes) -> AnyMessage:
+    """Parse bytes as a message.
+
+    Raises:
+        InvalidArgumentError: a string field, which is named, is not valid UTF-8.
+        MalformedMessageError: the bytes are no such message.
+    """
+    try:
+        return message_type.FromString(data)
+    except DecodeError as error:
+        field = _field_with_invalid_text(message_type.DESCRIPTOR, data)
+        if field:
+            raise InvalidArgumentError(field, "not valid UTF-8", "UTF-8") from error
+        name = message_type.DESCRIPTOR.name
+        raise MalformedMessageError(f"not a {name}: {error}", expected=name) from error
+
+
+def nothing(message_type: type[Message], data: bytes) -> None:
+    """Parse a message that carries nothing; raises as `parse` does."""
+    parse(message_type, data)
+
+
+def _field_with_invalid_text(descriptor: Any, data: bytes) -> str | None:
+    """Path of the first string field whose bytes are not UTF-8."""
+    try:
+        unknown = UnknownFieldSet(Empty.FromString(data))
+    except DecodeError:
+        return None
+    for item in unknown:  # type: ignore[attr-defined]
+        field = descriptor.fields_by_number.get(item.field_number)
+        if field is None or not isinstance(item.data, bytes):
+            continue
+        if field.type == FieldDescriptor.TYPE_STRING:
+            try:
+                item.data.decode("utf-8")
+            except UnicodeDecodeError:
+                return str(field.name)
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            inner = _field_with_invalid_text(field.message_type, item.data)
+            if inner:
+                return f"{field.name}.{inner}"
+    return None

@@ -1,0 +1,65 @@
+"""Between the wire and the domain for the planner's own calls."""
+
+from __future__ import annotations
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from sequoia.errors import MalformedMessageError
+from sequoia.plans import Plan, PlanError, PlannedTree
+from sequoia.rpc.method import Method, nothing, parse
+from sequoia.v1 import planner_pb2
+
+_PREDICTIONS = (
+    "expected_tokens_per_step",
+    "predicted_seconds_per_token",
+    "predicted_seconds_per_token_without_speculation",
+)
+
+
+def _encode_plan(plan: Plan) -> planner_pb2.Plan:
+    created = Timestamp()
+    created.FromNanoseconds(round(plan.created_at * 1e9))
+    trees = [
+        planner_pb2.PlannedTree(
+            request_class=tree.request_class,
+            batch_size=tree.batch_size,
+            parent_indices=tree.parents,
+            **{name: getattr(tree, name) for name in _PREDICTIONS},
+        )
+        for tree in plan.trees
+    ]
+    return planner_pb2.Plan(version=plan.version, create_time=created, trees=trees)
+
+
+def _decode_plan(message: planner_pb2.Plan) -> Plan:
+    try:
+        trees = tuple(
+            PlannedTree(
+                tree.request_class,
+                tree.batch_size,
+                tuple(tree.parent_indices),
+                **{name: getattr(tree, name) for name in _PREDICTIONS},
+            )
+            for tree in message.trees
+        )
+    except PlanError as error:
+        raise MalformedMessageError(f"plan.trees.{error}", field="plan.trees") from error
+    return Plan(message.version, message.create_time.ToNanoseconds() / 1e9, trees)
+
+
+GET_PLAN = Method(
+    "sequoia.v1.PlannerService",
+    "GetPlan",
+    lambda _: planner_pb2.GetPlanRequest().SerializeToString(),
+    lambda data: nothing(planner_pb2.GetPlanRequest, data),
+    lambda plan: planner_pb2.GetPlanResponse(plan=_encode_plan(plan)).SerializeToString(),
+    lambda data: _decode_plan(parse(planner_pb2.GetPlanResponse, data).plan),
+)
+REPLAN = Method(
+    "sequoia.v1.PlannerService",
+    "Replan",
+    lambda _: planner_pb2.ReplanRequest().SerializeToString(),
+    lambda data: nothing(planner_pb2.ReplanRequest, data),
+    lambda plan: planner_pb2.ReplanResponse(plan=_encode_plan(plan)).SerializeToString(),
+    lambda data: _decode_plan(parse(planner_pb2.ReplanResponse, data).plan),
+)

@@ -1,0 +1,134 @@
+"""The KV cache of a session, and the view of several of them that one forward pass needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+GROWTH_ROWS = 256
+
+
+class KVCache:
+    """Keys and values of one session, written in place, grown in blocks of rows.
+
+    Rows below `length` are valid. A pass writes its rows behind them; they become valid when the
+    pass is over and the owner raises `length`.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.keys: list[Tensor] = []  # per layer [heads, capacity, head_dim]
+        self.values: list[Tensor] = []
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes allocated."""
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Write rows `[heads, rows, head_dim]` of one layer behind the valid ones."""
+        end = self.length + keys.shape[1]
+        if layer == len(self.keys):
+            self.keys.append(keys.new_empty(keys.shape[0], 0, keys.shape[2]))
+            self.values.append(values.new_empty(values.shape[0], 0, values.shape[2]))
+        if end > self.keys[layer].shape[1]:
+            self.keys[layer] = _grown(self.keys[layer], self.length, end)
+            self.values[layer] = _grown(self.values[layer], self.length, end)
+        self.keys[layer][:, self.length : end] = keys
+        self.values[layer][:, self.length : end] = values
+
+    def repeated(self, length: int) -> KVCache:
+        """A cache of `length` rows that all repeat the first: like any other, to a clock."""
+        other = KVCache()
+        other.keys = [tensor[:, :1].repeat(1, length, 1) for tensor in self.keys]
+        other.values = [tensor[:, :1].repeat(1, length, 1) for tensor in self.values]
+        other.length = length
+        return other
+
+    def keep(self, start: int, rows: Sequence[int]) -> None:
+        """Drop every row from `start` on but the given ones, which move up in their order."""
+        length = start + len(rows)
+        if list(rows) != list(range(start, length)):
+            index = torch.tensor(rows, device=self.keys[0].device)
+            for tensor in (*self.keys, *self.values):
+                tensor[:, start:length] = tensor[:, index]
+        self.length = length
+
+
+def _grown(tensor: Tensor, valid: int, needed: int) -> Tensor:
+    capacity = -(-max(needed, 2 * valid if valid < 4096 else 0) // GROWTH_ROWS) * GROWTH_ROWS
+    grown = tensor.new_zeros(tensor.shape[0], capacity, tensor.shape[2])
+    grown[:, :valid] = tensor[:, :valid]
+    return grown
+
+
+class PassLayer(CacheLayerMixin):
+    """One layer of a pass over several sessions, padded to the longest."""
+
+    is_sliding = False
+
+    def __init__(self, layer: int, caches: Sequence[KVCache], row_counts: Sequence[int]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.caches = caches
+        self.row_counts = row_counts
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to prepare: the sessions own the memory."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new rows `[batch, heads, rows, head_dim]`; return all rows, padded."""
+        for index, (cache, rows) in enumerate(zip(self.caches, self.row_counts, strict=True)):
+            cache.write(self.layer, key_states[index, :, :rows], value_states[index, :, :rows])
+        ends = [c.length + rows for c, rows in zip(self.caches, self.row_counts, strict=True)]
+        keys = [c.keys[self.layer][:, :end] for c, end in zip(self.caches, ends, strict=True)]
+        values = [c.values[self.layer][:, :end] for c, end in zip(self.caches, ends, strict=True)]
+        return _stacked(keys, max(ends)), _stacked(values, max(ends))
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys; unused, since every pass brings its own mask."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Valid rows of the longest session."""
+        return max(cache.length for cache in self.caches)
+
+    def get_max_length(self) -> int:
+        """No bound of its own."""
+        return -1
+
+
+def _stacked(tensors: Sequence[Tensor], length: int) -> Tensor:
+    if len(tensors) == 1:
+        return tensors[0].unsqueeze(0)
+    first = tensors[0]
+    stacked = first.new_zeros(len(tensors), first.shape[0], length, first.shape[2])
+    for index, tensor in enumerate(tensors):
+        stacked[index, :, : tensor.shape[1]] = tensor
+    return stacked
+
+
+class PassCache(Cache):
+    """What transformers sees as the cache during one pass."""
+
+    def __init__(self, caches: Sequence[KVCache], row_counts: Sequence[int]) -> None:
+        super().__init__(layers=[PassLayer(0, caches, row_counts)])
+        self._caches = caches
+        self._row_counts = row_counts
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append the layers as the model reaches them, then update as usual."""
+        while len(self.layers) <= layer_idx:
+            self.layers.append(PassLayer(len(self.layers), self._caches, self._row_counts))
+        layer: Any = self.layers[layer_idx]
+        keys, values = layer.update(key_states, value_states)
+        return keys, values

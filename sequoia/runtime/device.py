@@ -1,0 +1,126 @@
+"""The one thread that owns a device, and the queue in front of it.
+
+Everything that waits for the same operation when the device becomes free is run in one batch. The
+event loop never runs a model, so health checks and cancellations are answered during a pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import Condition, Thread
+from typing import Any, TypeVar
+
+import structlog
+import torch
+
+from sequoia.errors import NotReadyError
+
+log = structlog.get_logger(__name__)
+
+STOPPED = "the worker is stopping"
+
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+
+# A batch function answers every request, with a reply or with the error of that request alone.
+BatchFunction = Callable[[Sequence[Request]], Sequence[Reply | Exception]]
+
+
+@dataclass(slots=True)
+class _Job:
+    run: BatchFunction[Any, Any]
+    key: str
+    request: Any
+    future: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
+
+
+class DeviceThread:
+    """Runs batch functions on a thread of its own, in order of arrival."""
+
+    def __init__(self, name: str, batch_limit: int) -> None:
+        self.batch_limit = batch_limit
+        self._jobs: deque[_Job] = deque()
+        self._condition = Condition()
+        self._stopping = False
+        self._thread = Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    async def submit(
+        self, run: BatchFunction[Request, Reply], request: Request, key: str = ""
+    ) -> Reply:
+        """Queue a request and wait for its reply.
+
+        Requests with the same `run` may share a batch. Those with the same key never do, and keep
+        their order. A request whose caller was cancelled before its turn is dropped.
+
+        Raises:
+            NotReadyError: the thread has been stopped.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Reply] = loop.create_future()
+        with self._condition:
+            if self._stopping:
+                raise NotReadyError(STOPPED)
+            self._jobs.append(_Job(run, key, request, future, loop))
+            self._condition.notify()
+        return await future
+
+    def stop(self) -> None:
+        """End the thread after the batch that it is running; requests that still wait are refused."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+        self._thread.join()
+        for job in self._jobs:
+            job.loop.call_soon_threadsafe(_resolve, job.future, NotReadyError(STOPPED))
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            try:
+                with torch.inference_mode():
+                    replies = batch[0].run([job.request for job in batch])
+                answers = list(zip(batch, replies, strict=True))
+            except Exception as error:
+                log.exception("batch failed", operation=str(batch[0].run), size=len(batch))
+                answers = [(job, error) for job in batch]
+            for job, reply in answers:
+                job.loop.call_soon_threadsafe(_resolve, job.future, reply)
+
+    def _next_batch(self) -> list[_Job]:
+        with self._condition:
+            while True:
+                while not self._jobs and not self._stopping:
+                    self._condition.wait()
+                if self._stopping:
+                    return []
+                if batch := self._take():
+                    return batch
+
+    def _take(self) -> list[_Job]:
+        """The first job and all that may run with it; the rest keeps its order."""
+        batch: list[_Job] = []
+        kept: deque[_Job] = deque()
+        for job in self._jobs:
+            if job.future.cancelled():
+                continue
+            joins = not batch or (
+                job.run == batch[0].run
+                and len(batch) < self.batch_limit
+                and all(job.key != other.key for other in (*batch, *kept) if job.key)
+            )
+            (batch if joins else kept).append(job)
+        self._jobs = kept
+        return batch
+
+
+def _resolve(future: asyncio.Future[Any], reply: Any) -> None:
+    if future.cancelled():
+        return
+    if isinstance(reply, Exception):
+        future.set_exception(reply)
+    else:
+        future.set_result(reply)

@@ -1,0 +1,189 @@
+"""From a model reference to a model that runs: safetensors or GGUF, any transformers decoder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from sequoia.runtime.catalogue import ModelError
+from sequoia.runtime.forward import TreeModel
+
+BORROWED_DRAFT_FILE = "sequoia_draft.json"
+# What broken files make safetensors, transformers and torch raise.
+BROKEN_FILES = (OSError, ValueError, KeyError, IndexError, RuntimeError, SafetensorError)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class BorrowedDraft:
+    """What a draft without an embedding of its own says of the target that it borrows from."""
+
+    target: str
+    embedding: str
+    head: str
+    embedding_sha256: str
+
+    @classmethod
+    def read(cls, folder: Path) -> BorrowedDraft | None:
+        """The description in a draft's folder; None for an ordinary model.
+
+        Raises:
+            ModelError: the description is not valid.
+        """
+        path = folder / BORROWED_DRAFT_FILE
+        if not path.is_file():
+            return None
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{name: str(fields[name]) for name in cls.__dataclass_fields__})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{path}: not a draft description: {error!r}") from error
+
+
+def choose_device(device: str) -> torch.device:
+    """The device for `auto`, `cpu` or `cuda`.
+
+    Raises:
+        ModelError: cuda was asked for and there is none.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError("device cuda was asked for, but no CUDA device is present")
+    return torch.device(device)
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The element type for `auto` (bfloat16 on a GPU, float32 on a CPU) or a name."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return DTYPES[dtype]
+
+
+def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> TreeModel:
+    """Load an ordinary model folder, ready for tree passes.
+
+    Raises:
+        ModelError: the folder holds no decoder, or its weights are broken or not complete.
+    """
+    options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, **options, **_gguf(folder)
+        )
+    except BROKEN_FILES as error:
+        raise ModelError(f"{folder}: {error}") from error
+    if missing := sorted(found["missing_keys"]):
+        # transformers fills them with noise.
+        raise ModelError(f"{folder}: no weights for {len(missing)} tensors, {missing[0]} first")
+    return TreeModel(model.to(device))
+
+
+def load_draft(
+    folder: Path, target_folder: Path | None, dtype: torch.dtype, device: torch.device
+) -> TreeModel:
+    """Load a draft, with the embedding and head of its target where it has none of its own.
+
+    Raises:
+        ModelError: the draft was made for another target, or its files are not as described.
+    """
+    borrowed = BorrowedDraft.read(folder)
+    if borrowed is None:
+        return load_model(folder, dtype, device)
+    if target_folder is None:
+        raise ModelError(f"{folder}: this draft borrows from {borrowed.target}: name its target")
+    try:
+        model, token_ids = _assemble(folder, borrowed, target_folder)
+    except BROKEN_FILES as error:
+        raise ModelError(f"{folder}: {error}") from error
+    return TreeModel(model.to(device, dtype), token_ids.to(device))
+
+
+def _assemble(
+    folder: Path, borrowed: BorrowedDraft, target_folder: Path
+) -> tuple[Any, Tensor]:
+    """A draft's layers between its target's embedding and head; and the ids of the head's rows."""
+    embedding = _read_tensor(target_folder, borrowed.embedding)
+    if tensor_sha256(embedding) != borrowed.embedding_sha256:
+        raise ModelError(
+            f"{folder}: made for {borrowed.target}; the embedding of {target_folder} is another"
+        )
+    weights = _read_tensors(folder / "model.safetensors")
+    token_ids = weights.pop("head_token_ids").long()
+    head = weights.pop("lm_head.weight", None)
+    if head is None:
+        head = _read_tensor(target_folder, borrowed.head)[token_ids]
+    config = AutoConfig.from_pretrained(folder)
+    config.tie_word_embeddings = False
+    model: Any = AutoModelForCausalLM.from_config(config)
+    output = torch.nn.Linear(head.shape[1], head.shape[0], bias=False)
+    model.set_output_embeddings(output)
+    weights[_name_of(model, model.get_input_embeddings().weight)] = embedding
+    weights[_name_of(model, output.weight)] = head
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    if missing or unexpected:
+        raise ModelError(f"{folder}: weights missing {missing}, unexpected {unexpected}")
+    return model, token_ids
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder.
+
+    Raises:
+        ModelError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **_gguf(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: no tokenizer: {error}") from error
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Fingerprint of a vocabulary: equal for tokenizers that give every id the same token."""
+    entries = sorted((index, token) for token, index in tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def end_of_text_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a text, as the model's generation settings and tokenizer say."""
+    ids: set[int | None] = {tokenizer.eos_token_id}
+    if (folder / "generation_config.json").is_file():
+        configured = GenerationConfig.from_pretrained(folder).eos_token_id
+        ids.update(configured if isinstance(configured, list) else [configured])
+    return frozenset(index for index in ids if index is not None)
+
+
+def tensor_sha256(tensor: Tensor) -> str:
+    """Hash of a tensor's values as little-endian fp32."""
+    return hashlib.sha256(tensor.float().contiguous().numpy().tobytes()).hexdigest()
+
+
+def _gguf(folder: Path) -> dict[str, str]:
+    files = sorted(folder.glob("*.gguf"))
+    return {"gguf_file": files[0].name} if files and not any(folder.glob("*.safetensors")) else {}
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 no mapping
+
+
+def _read_tensor(folder: Path, name: str) -> Tensor:
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            if name in file.keys():  # noqa: SIM118 not a mapping
+                tensor: Tensor = file.get_tensor(name)
+                return tensor
+    raise ModelError(f"{folder}: no tensor {name} in its safetensors files")
+
+
+def _name_of(model: Any, parameter: Tensor) -> str:
+    return next(str(name) for name, value in model.named_parameters() if value is parameter)

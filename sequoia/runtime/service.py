@@ -1,0 +1,83 @@
+"""What draft and target workers serve alike, on a model that may still be loading."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Generic
+
+import torch
+
+from sequoia.errors import NotReadyError
+from sequoia.messages import ForwardTime, Prefill, ProfileSpec, WorkerInfo
+from sequoia.rpc.codec import CLOSE_SESSION, GET_INFO, PREFILL, PROFILE
+from sequoia.rpc.method import Method
+from sequoia.rpc.role import serve
+from sequoia.rpc.server import Context, RpcServer
+from sequoia.runtime.worker import ModelWorker, Reply, Request
+
+
+class WorkerService(Generic[Request, Reply]):
+    """Hands calls to the worker once there is one."""
+
+    def __init__(self, server: RpcServer, step: Method[Request, Reply]) -> None:
+        self._worker: ModelWorker[Request, Reply] | None = None
+        server.add_unary(step, self._step)
+        server.add_unary(PREFILL, self._prefill)
+        server.add_unary(CLOSE_SESSION, self._close_session)
+        server.add_unary(PROFILE, self._profile)
+        server.add_unary(GET_INFO, self._get_info)
+
+    def set_worker(self, worker: ModelWorker[Request, Reply]) -> None:
+        """Take calls from now on."""
+        self._worker = worker
+
+    @property
+    def worker(self) -> ModelWorker[Request, Reply]:
+        """The worker.
+
+        Raises:
+            NotReadyError: its model is still loading.
+        """
+        if self._worker is None:
+            raise NotReadyError("the model is still loading")
+        return self._worker
+
+    async def _step(self, request: Request, _: Context) -> Reply:
+        return await self.worker.step(request)
+
+    async def _prefill(self, request: Prefill, _: Context) -> float:
+        return await self.worker.prefill(request)
+
+    async def _close_session(self, session_id: str, _: Context) -> None:
+        self.worker.close_session(session_id)
+
+    async def _profile(self, spec: ProfileSpec, _: Context) -> list[ForwardTime]:
+        return await self.worker.profile(spec)
+
+    async def _get_info(self, _request: None, _: Context) -> WorkerInfo:
+        return self.worker.info()
+
+
+async def serve_worker(
+    step: Method[Request, Reply],
+    load: Callable[[], ModelWorker[Request, Reply]],
+    host: str,
+    port: int,
+    threads: int,
+) -> None:
+    """Run a worker's process: listen, load the model beside the event loop, serve until stopped.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+        OSError: the address cannot be bound.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    server = RpcServer()
+    service = WorkerService(server, step)
+
+    async def get_ready() -> None:
+        service.set_worker(await asyncio.to_thread(load))
+
+    await serve(server, host, port, get_ready)

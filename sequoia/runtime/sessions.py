@@ -1,0 +1,228 @@
+"""Sessions of a worker: soft state that can be rebuilt anywhere from its tokens."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Generic, TypeVar
+
+import structlog
+
+from sequoia.errors import CapacityError, MalformedTreeError, StaleStepError, UnknownSessionError
+from sequoia.messages import Prefill, SessionSettings, StepHeader
+from sequoia.runtime.cache import KVCache
+from sequoia.tree import ROOT_ONLY, Tree, TreeError
+
+log = structlog.get_logger(__name__)
+
+Reply = TypeVar("Reply")
+
+
+@dataclass(slots=True)
+class Session(Generic[Reply]):
+    """One request's state on a worker.
+
+    `token_ids` are the committed tokens. The cache holds rows for a prefix of them and, behind
+    that, the rows of the last tree: node i in row `node_rows[i]`, where it was forwarded at all.
+    """
+
+    session_id: str
+    settings: SessionSettings
+    token_ids: list[int]
+    next_step: int
+    cache: KVCache = field(default_factory=KVCache)
+    tree: Tree | None = None
+    node_rows: dict[int, int] = field(default_factory=dict)
+    last_reply: Reply | None = None
+
+    def repeated(self, header: StepHeader) -> Reply | None:
+        """The reply of the last step if this call repeats it.
+
+        Raises:
+            StaleStepError: the step is neither the last one nor the next.
+        """
+        if header.step == self.next_step - 1 and self.last_reply is not None:
+            return self.last_reply
+        if header.step != self.next_step:
+            raise StaleStepError(
+                f"step {header.step} of session {self.session_id}: expected {self.next_step}",
+                field="header.step",
+                limit=self.next_step,
+                value=header.step,
+            )
+        return None
+
+    def advance(self, header: StepHeader, root_token_id: int) -> None:
+        """Commit what the last step accepted and the new root; keep only the rows of what stays.
+
+        Raises:
+            StaleStepError: the base length contradicts what the session holds.
+            MalformedTreeError: the accepted nodes are not a path of the last tree.
+        """
+        expected = len(self.token_ids) + (len(header.accepted_nodes) + 1 if self.tree else 0)
+        if header.base_length != expected:
+            raise StaleStepError(
+                f"base length {header.base_length} of session {self.session_id}: "
+                f"the session is at {expected}",
+                field="header.base_length",
+                limit=expected,
+                value=header.base_length,
+            )
+        topology = self.tree.topology if self.tree else ROOT_ONLY
+        try:
+            topology.require_path(header.accepted_nodes)
+        except TreeError as error:
+            raise MalformedTreeError(str(error), field="header.accepted_node_indices") from error
+        if self.tree is None:
+            if self.token_ids[-1] != root_token_id:
+                raise StaleStepError(
+                    f"root token {root_token_id}: the session ends with {self.token_ids[-1]}",
+                    field="root_token_id",
+                    limit=self.token_ids[-1],
+                )
+            return
+        self._keep_rows(header.accepted_nodes)
+        self.token_ids.extend(self.tree.token_ids[node] for node in header.accepted_nodes)
+        self.token_ids.append(root_token_id)
+        self.tree, self.node_rows = None, {}
+
+    def _keep_rows(self, accepted: tuple[int, ...]) -> None:
+        start = len(self.token_ids) - 1
+        path = (0, *accepted)
+        self.cache.keep(start, [self.node_rows[node] for node in path if node in self.node_rows])
+
+    def finish_step(self, header: StepHeader, tree: Tree, reply: Reply) -> None:
+        """Remember the tree and the reply until the next step."""
+        self.tree = tree
+        self.last_reply = reply
+        self.next_step = header.step + 1
+
+
+class SessionTable(Generic[Reply]):
+    """All sessions of a worker, bounded in number and bytes; the least recently used goes first.
+
+    Called from the event loop and from the device thread.
+    """
+
+    def __init__(
+        self,
+        session_limit: int,
+        kv_cache_limit_bytes: int,
+        idle_seconds: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.session_limit = session_limit
+        self.kv_cache_limit_bytes = kv_cache_limit_bytes
+        self._idle_seconds = idle_seconds
+        self._clock = clock
+        self._sessions: OrderedDict[str, Session[Reply]] = OrderedDict()
+        self._last_used: dict[str, float] = {}
+        self._busy: set[str] = set()
+        self._closing: set[str] = set()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Bytes of KV cache that all sessions hold."""
+        with self._lock:
+            return sum(session.cache.memory_bytes for session in self._sessions.values())
+
+    def open(self, prefill: Prefill) -> Session[Reply]:
+        """Make a session, replacing one of the same name and evicting an idle one if needed.
+
+        Raises:
+            CapacityError: the table is full and every session in it is busy.
+        """
+        session: Session[Reply] = Session(
+            prefill.session_id, prefill.settings, list(prefill.token_ids), prefill.next_step
+        )
+        with self._lock:
+            self._sessions.pop(prefill.session_id, None)
+            self._closing.discard(prefill.session_id)
+            while len(self._sessions) >= self.session_limit:
+                if not self._evict():
+                    raise CapacityError(
+                        f"all {self.session_limit} sessions are busy",
+                        field="session_limit",
+                        limit=self.session_limit,
+                    )
+            self._sessions[prefill.session_id] = session
+            self._last_used[prefill.session_id] = self._clock()
+        return session
+
+    @contextmanager
+    def using(self, session_id: str) -> Iterator[Session[Reply]]:
+        """A session in use, safe from eviction.
+
+        Raises:
+            UnknownSessionError: there is no such session.
+        """
+        with self._lock:
+            session = self._sessions.get(session_id)
+            if session is None:
+                raise UnknownSessionError(f"no session {session_id}", session_id=session_id)
+            self._sessions.move_to_end(session_id)
+            self._busy.add(session_id)
+        try:
+            yield session
+        finally:
+            with self._lock:
+                self._busy.discard(session_id)
+                self._last_used[session_id] = self._clock()
+                if session_id in self._closing:
+                    self._closing.discard(session_id)
+                    self._drop(session_id)
+
+    def close(self, session_id: str) -> None:
+        """Free a session, at once or as soon as the pass that uses it is over."""
+        with self._lock:
+            if session_id in self._busy:
+                self._closing.add(session_id)
+            else:
+                self._drop(session_id)
+
+    def enforce_memory_limit(self) -> None:
+        """Evict idle sessions until the KV cache fits its limit again.
+
+        Raises:
+            CapacityError: what is in use alone is over the limit.
+        """
+        with self._lock:
+            while True:
+                held = sum(session.cache.memory_bytes for session in self._sessions.values())
+                if held <= self.kv_cache_limit_bytes:
+                    return
+                if not self._evict():
+                    raise CapacityError(
+                        f"the KV cache needs {held} bytes, over the limit of "
+                        f"{self.kv_cache_limit_bytes}",
+                        field="kv_cache_limit_bytes",
+                        limit=self.kv_cache_limit_bytes,
+                        value=held,
+                    )
+
+    def _evict(self) -> bool:
+        """Drop the least recently used session that nobody has used for a while, if there is one.
+
+        A request between two of its steps is not idle: evicting it would only make it come back.
+        """
+        latest = self._clock() - self._idle_seconds
+        for name, session in self._sessions.items():
+            if name not in self._busy and self._last_used[name] <= latest:
+                self._drop(name)
+                log.info(
+                    "session evicted", session_id=name, kv_cache_bytes=session.cache.memory_bytes
+                )
+                return True
+        return False
+
+    def _drop(self, session_id: str) -> None:
+        self._sessions.pop(session_id, None)
+        self._last_used.pop(session_id, None)

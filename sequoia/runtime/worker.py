@@ -1,0 +1,263 @@
+"""What draft and target workers share: sessions, the device thread, prefill, profile."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from statistics import median
+from typing import Generic, Protocol, TypeVar
+
+import structlog
+
+from sequoia.errors import (
+    CapacityError,
+    InvalidArgumentError,
+    PromptTooLongError,
+    SequoiaError,
+)
+from sequoia.messages import ForwardTime, Prefill, ProfileSpec, StepHeader, WorkerInfo
+from sequoia.runtime.cache import KVCache
+from sequoia.runtime.device import DeviceThread
+from sequoia.runtime.forward import Segment, TreeModel
+from sequoia.runtime.sessions import Session, SessionTable
+from sequoia.tree import Tree
+
+log = structlog.get_logger(__name__)
+
+
+class StepRequest(Protocol):
+    """What every step of every worker carries."""
+
+    @property
+    def header(self) -> StepHeader:
+        """Which step of which session."""
+
+    @property
+    def root_token_id(self) -> int:
+        """The last committed token."""
+
+
+Request = TypeVar("Request", bound=StepRequest)
+Reply = TypeVar("Reply")
+
+PROFILE_COMBINATION_LIMIT = 64
+PROFILE_REPETITION_LIMIT = 20
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLimits:
+    """How much a worker holds and does at a time."""
+
+    session_limit: int = 64
+    kv_cache_limit_bytes: int = 2 * 2**30
+    node_limit: int = 1024
+    batch_limit: int = 32
+    idle_seconds: float = 1.0  # a session unused for so long may be evicted
+
+
+class ModelWorker(ABC, Generic[Request, Reply]):
+    """A model, its sessions and its device thread; the roles add the step that they are for."""
+
+    def __init__(
+        self, name: str, model: TreeModel, tokenizer_sha256: str, limits: WorkerLimits
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.tokenizer_sha256 = tokenizer_sha256
+        self.limits = limits
+        self.instance_id = uuid.uuid4().hex
+        self.sessions: SessionTable[Reply] = SessionTable(
+            limits.session_limit, limits.kv_cache_limit_bytes, limits.idle_seconds
+        )
+        self.device = DeviceThread("device", limits.batch_limit)
+
+    def info(self) -> WorkerInfo:
+        """Who this worker is and what it holds now."""
+        return WorkerInfo(
+            model=self.name,
+            tokenizer_sha256=self.tokenizer_sha256,
+            vocabulary_size=self.model.vocabulary_size,
+            context_length=self.model.context_length,
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            device=str(self.model.device),
+            session_limit=self.limits.session_limit,
+            kv_cache_limit_bytes=self.limits.kv_cache_limit_bytes,
+            session_count=len(self.sessions),
+            kv_cache_bytes=self.sessions.kv_cache_bytes,
+            node_limit=self.limits.node_limit,
+            instance_id=self.instance_id,
+        )
+
+    async def prefill(self, request: Prefill) -> float:
+        """Open or rebuild a session; returns seconds on the device.
+
+        Raises:
+            InvalidArgumentError: no tokens.
+            PromptTooLongError: more tokens than the context holds.
+            CapacityError: no room for the session.
+        """
+        if not request.token_ids:
+            raise InvalidArgumentError("token_ids", "at least one token is needed", 1, 0)
+        if len(request.token_ids) > self.model.context_length:
+            raise PromptTooLongError(
+                f"token_ids: {len(request.token_ids)} tokens exceed the context of "
+                f"{self.model.context_length}",
+                field="token_ids",
+                limit=self.model.context_length,
+                value=len(request.token_ids),
+            )
+        return await self.device.submit(self._prefill_batch, request, request.session_id)
+
+    def _prefill_batch(self, requests: Sequence[Prefill]) -> list[float | Exception]:
+        return [self._prefill_one(request) for request in requests]
+
+    def _prefill_one(self, request: Prefill) -> float | Exception:
+        started = time.perf_counter()
+        try:
+            self.sessions.open(request)
+            with self.sessions.using(request.session_id) as session:
+                self.model.prefill(session.cache, session.token_ids[:-1])
+                self.sessions.enforce_memory_limit()
+        except SequoiaError as error:
+            self.sessions.close(request.session_id)
+            return error
+        except (MemoryError, RuntimeError) as error:
+            self.sessions.close(request.session_id)
+            log.exception("prefill failed", session_id=request.session_id)
+            return CapacityError(f"prefill failed: {error}", session_id=request.session_id)
+        return time.perf_counter() - started
+
+    async def step(self, request: Request) -> Reply:
+        """Run one step in the next batch, or answer a repeated one from the session's last reply.
+
+        Raises:
+            UnknownSessionError: there is no such session.
+            StaleStepError: the step is not the one that the session expects.
+            MalformedTreeError: the request contradicts itself or the session.
+        """
+        self.check(request)
+        return await self.device.submit(self._step_batch, request, request.header.session_id)
+
+    @abstractmethod
+    def check(self, request: Request) -> None:
+        """Raise a `SequoiaError` for a request that no session could serve."""
+
+    def check_in_session(self, session: Session[Reply], request: Request) -> None:
+        """Raise a `SequoiaError` for a request that contradicts its session's settings."""
+
+    @abstractmethod
+    def run_steps(
+        self, steps: Sequence[tuple[Session[Reply], Request]]
+    ) -> list[tuple[Tree, Reply]]:
+        """Run one step of several sessions in one batch; they have been advanced already.
+
+        Returns:
+            The tree that each session now holds, and the reply.
+        """
+
+    def _step_batch(self, requests: Sequence[Request]) -> list[Reply | Exception]:
+        replies: dict[int, Reply | Exception] = {}
+        steps: dict[int, tuple[Session[Reply], Request]] = {}
+        with ExitStack() as in_use:
+            for index, request in enumerate(requests):
+                try:
+                    session = in_use.enter_context(self.sessions.using(request.header.session_id))
+                    repeated = session.repeated(request.header)
+                    if repeated is None:
+                        self.check_in_session(session, request)
+                        session.advance(request.header, request.root_token_id)
+                        steps[index] = session, request
+                    else:
+                        replies[index] = repeated
+                except SequoiaError as error:
+                    replies[index] = error
+            if steps:
+                replies.update(zip(steps, self._run_steps(list(steps.values())), strict=True))
+        return [replies[index] for index in range(len(requests))]
+
+    def _run_steps(
+        self, steps: list[tuple[Session[Reply], Request]]
+    ) -> Sequence[Reply | Exception]:
+        """Run advanced sessions; if that fails they are worth nothing, and are dropped."""
+        try:
+            results = self.run_steps(steps)
+            for (session, request), (tree, reply) in zip(steps, results, strict=True):
+                session.finish_step(request.header, tree, reply)
+            self.sessions.enforce_memory_limit()
+        except Exception as error:
+            for session, _ in steps:
+                self.sessions.close(session.session_id)
+            if isinstance(error, SequoiaError):
+                return [error] * len(steps)
+            log.exception("step failed", sessions=[s.session_id for s, _ in steps])
+            return [SequoiaError(f"step failed: {error}")] * len(steps)
+        return [reply for _, reply in results]
+
+    def close_session(self, session_id: str) -> None:
+        """Free a session; an unknown one is not an error."""
+        self.sessions.close(session_id)
+
+    async def profile(self, spec: ProfileSpec) -> list[ForwardTime]:
+        """Measure passes on scratch sessions.
+
+        Raises:
+            InvalidArgumentError: a list is empty, too long, or holds a number out of range.
+        """
+        combinations = [
+            (nodes, batch, prefix)
+            for nodes in spec.node_counts
+            for batch in spec.batch_sizes
+            for prefix in spec.prefix_lengths
+        ]
+        _require("node_counts", spec.node_counts, self.limits.node_limit)
+        _require("batch_sizes", spec.batch_sizes, self.limits.batch_limit)
+        _require("prefix_lengths", spec.prefix_lengths, self.model.context_length)
+        if len(combinations) > PROFILE_COMBINATION_LIMIT:
+            raise InvalidArgumentError(
+                "node_counts",
+                f"{len(combinations)} combinations exceed {PROFILE_COMBINATION_LIMIT}",
+                PROFILE_COMBINATION_LIMIT,
+                len(combinations),
+            )
+        if spec.repetition_count > PROFILE_REPETITION_LIMIT:
+            raise InvalidArgumentError(
+                "repetition_count",
+                f"{spec.repetition_count} exceeds {PROFILE_REPETITION_LIMIT}",
+                PROFILE_REPETITION_LIMIT,
+                spec.repetition_count,
+            )
+        # One combination at a time, so that requests for text get in between.
+        return [
+            await self.device.submit(self._profile_batch, (*combination, spec.repetition_count))
+            for combination in combinations
+        ]
+
+    def _profile_batch(
+        self, requests: Sequence[tuple[int, int, int, int]]
+    ) -> list[ForwardTime | Exception]:
+        return [self._profile_one(*request) for request in requests]
+
+    def _profile_one(self, nodes: int, batch: int, prefix: int, repetitions: int) -> ForwardTime:
+        first = KVCache()
+        self.model.prefill(first, [1])
+        caches = [first.repeated(prefix) for _ in range(batch)]
+        seconds = []
+        for _ in range(repetitions + 1):  # the first is a warm-up
+            started = time.perf_counter()
+            self.model.forward([Segment.chain(cache, [1] * nodes) for cache in caches])
+            seconds.append(time.perf_counter() - started)
+            for cache in caches:
+                cache.keep(prefix, [])
+        return ForwardTime(nodes, batch, prefix, median(seconds[1:]))
+
+
+def _require(field: str, values: Sequence[int], limit: int) -> None:
+    if not values:
+        raise InvalidArgumentError(field, "at least one number is needed", 1, 0)
+    for value in values:
+        if not 1 <= value <= limit:
+            raise InvalidArgumentError(field, f"{value} is outside [1, {limit}]", limit, value)

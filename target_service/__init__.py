@@ -1,0 +1,1 @@
+"""Target worker: checks token trees with the target model."""

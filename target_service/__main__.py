@@ -1,0 +1,48 @@
+"""`python -m target_service`: run a target worker."""
+
+from __future__ import annotations
+
+import typer
+
+from sequoia import config
+from sequoia.log import configure_logging
+from sequoia.rpc.role import run
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    target: config.Target = config.DEFAULT_TARGET,
+    host: config.Host = "127.0.0.1",
+    port: config.Port = 50053,
+    dtype: config.DTypeOption = config.DType.AUTO,
+    device: config.DeviceOption = config.Device.AUTO,
+    threads: config.Threads = 0,
+    session_limit: config.SessionLimit = 64,
+    kv_cache_limit_bytes: config.KvCacheLimit = 4 * 2**30,
+    batch_limit: config.BatchLimit = 32,
+    node_limit: config.NodeLimit = 1024,
+    log_level: config.LogLevelOption = config.LogLevel.INFO,
+) -> None:
+    """Check token trees with the target model."""
+    config.check_environment()
+    configure_logging("target", log_level)
+    # Torch and transformers take seconds to import; wrong options should fail before that.
+    from sequoia.rpc.codec import VERIFY_TREE
+    from sequoia.runtime.pairing import load_target_worker
+    from sequoia.runtime.service import serve_worker
+    from sequoia.runtime.worker import WorkerLimits
+    from target_service.verifier import Verifier
+
+    limits = WorkerLimits(session_limit, kv_cache_limit_bytes, node_limit, batch_limit)
+
+    def load() -> Verifier:
+        parts = load_target_worker(target, dtype, device)
+        return Verifier(parts.name, parts.model, parts.tokenizer_sha256, limits)
+
+    run(serve_worker(VERIFY_TREE, load, host, port, threads))
+
+
+if __name__ == "__main__":
+    app()

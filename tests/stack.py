@@ -1,0 +1,154 @@
+"""The whole system inside a test: real roles behind real sockets, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from coordinator.service import CoordinatorService, CoordinatorSettings
+from draft_service.grower import Grower
+from sequoia.generation import Completion, GeneratedToken, GenerationChunk, GenerationRequest
+from sequoia.messages import GrownTree, GrowTree, Verdict, VerifyTree
+from sequoia.rpc.channel import RpcChannel
+from sequoia.rpc.codec import GROW_TREE, VERIFY_TREE
+from sequoia.rpc.generation_codec import GENERATE
+from sequoia.rpc.server import RpcServer
+from sequoia.runtime.pairing import load_draft_worker, load_target_worker
+from sequoia.runtime.service import WorkerService
+from sequoia.runtime.worker import WorkerLimits
+from target_service.verifier import Verifier
+
+HOST = "127.0.0.1"
+
+
+@dataclass
+class Generated:
+    """All chunks of one call, put together."""
+
+    chunks: list[GenerationChunk] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(chunk.text for chunk in self.chunks)
+
+    @property
+    def tokens(self) -> list[GeneratedToken]:
+        return [token for chunk in self.chunks for token in chunk.tokens]
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token.token_id for token in self.tokens]
+
+    @property
+    def completion(self) -> Completion:
+        completion = self.chunks[-1].completion
+        assert completion is not None
+        return completion
+
+
+class TargetRole:
+    """A target worker that can be stopped and started again on its port."""
+
+    def __init__(self, folder: Path, limits: WorkerLimits) -> None:
+        self.folder, self.limits, self.port = folder, limits, 0
+        self.worker: Verifier | None = None
+        self.server: RpcServer | None = None
+
+    async def start(self) -> None:
+        parts = load_target_worker(str(self.folder), "float32", "cpu")
+        self.worker = Verifier(parts.name, parts.model, parts.tokenizer_sha256, self.limits)
+        self.server = RpcServer()
+        service: WorkerService[VerifyTree, Verdict] = WorkerService(self.server, VERIFY_TREE)
+        service.set_worker(self.worker)
+        self.port = await self.server.start(HOST, self.port)
+        await self.server.set_serving(True)
+
+    async def kill(self) -> None:
+        """Gone at once, sessions and all."""
+        if self.server is None or self.worker is None:
+            return
+        await self.server.kill()
+        self.worker.device.stop()
+        self.server = self.worker = None
+
+
+class DraftRole(TargetRole):
+    """The same for a draft worker."""
+
+    def __init__(self, folder: Path, target: Path, limits: WorkerLimits) -> None:
+        super().__init__(folder, limits)
+        self.target = target
+
+    async def start(self) -> None:
+        parts = load_draft_worker(str(self.folder), str(self.target), "float32", "cpu")
+        self.worker = Grower(parts.name, parts.model, parts.tokenizer_sha256, self.limits)  # type: ignore[assignment]
+        self.server = RpcServer()
+        service: WorkerService[GrowTree, GrownTree] = WorkerService(self.server, GROW_TREE)
+        service.set_worker(self.worker)  # type: ignore[arg-type]
+        self.port = await self.server.start(HOST, self.port)
+        await self.server.set_serving(True)
+
+
+@dataclass
+class Stack:
+    """A running system and a client's channel to it."""
+
+    target: TargetRole
+    draft: DraftRole
+    coordinator: CoordinatorService
+    channel: RpcChannel
+
+    async def generate(self, request: GenerationRequest, timeout: float = 60) -> Generated:
+        """Call `Generate` and collect everything."""
+        generated = Generated()
+        async for chunk in self.channel.stream(GENERATE, request, timeout=timeout):
+            generated.chunks.append(chunk)
+        return generated
+
+    async def until(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+        """Wait until a condition holds."""
+        async with asyncio.timeout(seconds):
+            while not condition():  # noqa: ASYNC110 any condition
+                await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def running_stack(
+    target_folder: Path,
+    draft_folder: Path,
+    limits: WorkerLimits | None = None,
+    redis_url: str | None = None,
+    request_limit: int = 64,
+    seeds: itertools.count[int] | None = None,
+    target_patience_seconds: float = 60.0,
+) -> AsyncIterator[Stack]:
+    """Start all roles, yield them, and stop them again."""
+    limits = limits or WorkerLimits()
+    target = TargetRole(target_folder, limits)
+    draft = DraftRole(draft_folder, target_folder, limits)
+    async with AsyncExitStack() as cleanup:
+        for role in (target, draft):
+            await role.start()
+            cleanup.push_async_callback(role.kill)
+        server = RpcServer()
+        settings = CoordinatorSettings(
+            f"{HOST}:{target.port}",
+            f"{HOST}:{draft.port}",
+            redis_url,
+            request_limit,
+            target_patience_seconds=target_patience_seconds,
+        )
+        fresh = seeds or itertools.count(1)
+        coordinator = CoordinatorService(server, target_folder, settings, lambda: next(fresh))
+        port = await server.start(HOST, 0)
+        cleanup.push_async_callback(server.kill)
+        cleanup.push_async_callback(coordinator.stop)
+        await coordinator.get_ready()
+        await server.set_serving(True)
+        channel = RpcChannel(f"{HOST}:{port}")
+        cleanup.push_async_callback(channel.close)
+        yield Stack(target, draft, coordinator, channel)
