@@ -1,6 +1,6 @@
 # `make help` lists the targets. PYTHON names the interpreter that .venv is made from.
 PYTHON ?= python3
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n auto
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +21,7 @@ install-dev: $(INSTALLED_DEV) ## The same with the tools for tests and checks
 demo: $(INSTALLED) ## Start the whole system on this machine and generate a text
 	@$(BIN)/sequoia demo
 
-test: $(INSTALLED_DEV) ## Run the tests; PYTEST_ARGS='-k tree' narrows them
+test: $(INSTALLED_DEV) ## Run the tests on all cores; PYTEST_ARGS='-k tree' narrows them
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(INSTALLED_DEV) ## Lint, formatting, types, API comments and names

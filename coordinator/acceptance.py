@@ -11,7 +11,7 @@ from sequoia.errors import WorkerUnavailableError
 from sequoia.generation import GeneratedToken
 from sequoia.messages import GrownTree, SessionSettings, Verdict
 from sequoia.randomness import Purpose, uniforms
-from sequoia.sampling import DrawRule
+from sequoia.settings import DrawRule
 from sequoia.verification import Evidence, choose, sequoia_ladder
 
 

@@ -19,7 +19,7 @@ from sequoia.generation import GenerationChunk
 from sequoia.messages import GrownTree, GrowTree, StepHeader, Verdict, VerifyTree
 from sequoia.plans import BUILT_IN_PLAN, Plan, PlanStore, pair_name, request_class
 from sequoia.rpc.codec import GROW_TREE, VERIFY_TREE
-from sequoia.sampling import DrawRule
+from sequoia.settings import DrawRule
 from sequoia.tree import ROOT_ONLY, Topology, Tree
 
 log = structlog.get_logger(__name__)

@@ -10,7 +10,7 @@ from sequoia.errors import InvalidArgumentError, PromptTooLongError
 from sequoia.generation import ChatMessage, GenerationRequest
 from sequoia.messages import SessionSettings
 from sequoia.randomness import MAX_SEED
-from sequoia.sampling import DrawRule
+from sequoia.settings import DrawRule
 
 STOP_STRING_LIMIT = 16
 STOP_STRING_BYTES_LIMIT = 256
@@ -144,7 +144,7 @@ class PromptReader:
             )
         except Exception as error:  # templates are programs of the model's authors
             raise InvalidArgumentError(
-                "chat.messages", f"refused by the chat template: {error}"
+                "chat.messages", f"refused by the chat template: {error}", "the template's"
             ) from error
         token_ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
         return token_ids
@@ -209,7 +209,7 @@ def _check_stops(request: GenerationRequest, vocabulary_size: int) -> None:
             "stop_token_ids", f"{count} exceed {STOP_TOKEN_LIMIT}", STOP_TOKEN_LIMIT, count
         )
     for index, token_id in enumerate(request.stop_token_ids):
-        if token_id >= vocabulary_size:
+        if not 0 <= token_id < vocabulary_size:
             raise InvalidArgumentError(
                 f"stop_token_ids[{index}]",
                 f"token id {token_id} is outside the vocabulary",

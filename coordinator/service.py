@@ -19,7 +19,8 @@ from sequoia.generation import GenerationChunk, GenerationRequest
 from sequoia.plans import PlanStore
 from sequoia.rpc.generation_codec import GENERATE
 from sequoia.rpc.server import Context, RpcServer, request_id
-from sequoia.runtime.loading import end_of_text_ids, load_tokenizer, tokenizer_sha256
+from sequoia.runtime.tokenization import end_of_text_ids, load_tokenizer, tokenizer_sha256
+from sequoia.tasks import end_tasks
 
 log = structlog.get_logger(__name__)
 
@@ -125,9 +126,7 @@ class CoordinatorService:
         """Let running requests end, then let go of workers and Redis."""
         if self.engine:
             await self.engine.drain()
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await end_tasks(self._background)
         for worker in filter(None, (self.target, self.draft)):
             await worker.close()
         if self._store:

@@ -54,10 +54,12 @@ class AcceptanceStatistics:
                 self._trials[name][rank] += count.trials[rank]
                 self._accepts[name][rank] += count.accepts[rank]
 
-    async def deliver(self, store: PlanStore, pair: Callable[[], str]) -> None:
-        """Hand the counts to Redis every second, under the name of the pair in use; never ends."""
+    async def deliver(
+        self, store: PlanStore, pair: Callable[[], str], interval_seconds: float = FLUSH_SECONDS
+    ) -> None:
+        """Hand the counts to Redis now and then, under the name of the pair in use; never ends."""
         while True:
-            await asyncio.sleep(FLUSH_SECONDS)
+            await asyncio.sleep(interval_seconds)
             counts = self.take()
             if not counts:
                 continue

@@ -16,14 +16,8 @@ from sequoia.randomness import Purpose, coupled_noise, uniforms
 from sequoia.runtime.forward import Segment
 from sequoia.runtime.sessions import Session
 from sequoia.runtime.worker import ModelWorker
-from sequoia.sampling import (
-    SUPPORT_SIZE,
-    DrawRule,
-    draw_without_replacement,
-    penalise,
-    sparsify,
-    warp,
-)
+from sequoia.sampling import SUPPORT_SIZE, draw_without_replacement, penalise, sparsify, warp
+from sequoia.settings import DrawRule
 from sequoia.tree import ROOT_PARENT, Topology, Tree
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from sequoia.sampling import SamplingSettings
+from sequoia.settings import SamplingSettings
 
 
 @dataclass(frozen=True, slots=True)

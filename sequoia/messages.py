@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sequoia.sampling import DrawRule, SamplingSettings
+from sequoia.settings import DrawRule, SamplingSettings
 from sequoia.tree import Topology, Tree
 
 

@@ -21,7 +21,7 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from sequoia.messages import WorkerInfo
-from sequoia.sampling import DrawRule
+from sequoia.settings import DrawRule
 from sequoia.tree import Topology, TreeError, level_order
 
 log = structlog.get_logger(__name__)

@@ -37,7 +37,7 @@ def uniforms(
 
 
 def unit_interval(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """The middles of 2^52 equal steps of (0, 1): one bit fewer than fp64 has, so that none rounds to 1."""
+    """The middles of 2^52 equal steps of (0, 1): one bit fewer than fp64 has, so none is 1."""
     return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
 

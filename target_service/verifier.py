@@ -17,7 +17,8 @@ from sequoia.randomness import Purpose, coupled_noise, uniforms
 from sequoia.runtime.forward import Segment
 from sequoia.runtime.sessions import Session
 from sequoia.runtime.worker import ModelWorker
-from sequoia.sampling import DrawRule, draw_index, penalise, warp
+from sequoia.sampling import draw_index, penalise, warp
+from sequoia.settings import DrawRule
 from sequoia.tree import Tree
 
 Step = tuple[Session[Verdict], VerifyTree]

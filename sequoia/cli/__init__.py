@@ -11,13 +11,19 @@ from sequoia.cli.plan import plan
 from sequoia.cli.up import up
 from sequoia.config import check_environment
 
+
+def check_environment_first() -> None:
+    """Fast, lossless text from large language models."""
+    check_environment()
+
+
 app = typer.Typer(
     name="sequoia",
-    help="Fast, lossless text from large language models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+app.callback()(check_environment_first)
 app.command()(up)
 app.command()(generate)
 app.command()(demo)
@@ -27,5 +33,4 @@ app.add_typer(models_app)
 
 def main() -> None:
     """Run the command line."""
-    check_environment()
     app()

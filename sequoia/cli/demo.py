@@ -20,7 +20,7 @@ from sequoia.launcher import LaunchOptions, LocalSystem
 from sequoia.plans import Plan, request_class
 from sequoia.rpc.channel import RpcChannel
 from sequoia.rpc.planner_codec import GET_PLAN
-from sequoia.sampling import DrawRule, SamplingSettings
+from sequoia.settings import DrawRule, SamplingSettings
 
 PROMPT = "Explain in a few sentences why the sky is blue."
 REPETITIONS = 3

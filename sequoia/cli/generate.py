@@ -14,12 +14,12 @@ import typer
 
 from sequoia import config
 from sequoia.cli.session import interrupt_on_terminate, quiet_system
-from sequoia.errors import SequoiaError
+from sequoia.errors import InvalidArgumentError, SequoiaError
 from sequoia.generation import ChatMessage, Completion, GenerationRequest
 from sequoia.launcher import LaunchOptions
 from sequoia.rpc.channel import RpcChannel
 from sequoia.rpc.generation_codec import GENERATE
-from sequoia.sampling import SamplingSettings
+from sequoia.settings import SamplingSettings
 
 Address = Annotated[
     str | None,
@@ -119,7 +119,8 @@ def generate(
             with quiet_system(options) as system:
                 answer = asyncio.run(ask(system.address, request, show))
     except SequoiaError as error:
-        config.fail(f"{error.reason}: {error.message}")
+        status = 2 if isinstance(error, InvalidArgumentError) else 1
+        config.fail(f"{error.reason}: {error.message}", status)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     typer.echo(json.dumps(answer.as_json()) if as_json else "")

@@ -55,7 +55,9 @@ def main(
     rows: Annotated[int, typer.Option(min=1, help="Conversations written side by side.")] = 128,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a training batch.")] = 2048,
     learning_rate: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 2e-3,
-    tv: Annotated[float, typer.Option(min=0, help="Weight of total variation beside KL.")] = 0.0,
+    tv_start: Annotated[
+        float, typer.Option(min=0, help="Part of the training after which TV joins the loss.")
+    ] = 0.6,
     unseen_prompts: Annotated[int, typer.Option(min=1, help="Unseen prompts to judge by.")] = 20,
     unseen_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
     name: Annotated[str | None, typer.Option(help="The target's name; OUT's last part.")] = None,
@@ -95,7 +97,7 @@ def main(
         seconds=60 * train_minutes,
         batch_tokens=batch_tokens,
         learning_rate=learning_rate,
-        tv=tv,
+        tv_start=tv_start,
         seed=seed,
     )
     trainer = Trainer(student, settings, work / "checkpoint")

@@ -13,6 +13,11 @@ from torch.nn.utils import clip_grad_norm_
 from sequoia.distillation.loss import Example, loss_of
 from sequoia.distillation.student import Student
 
+EARLY = (1.0, 0.0)
+"""Weights of KL(p || q) and of total variation at first: TV hardly moves a student far off."""
+LATE = (0.3, 1.0)
+"""Later on: total variation is one minus the acceptance, and KL keeps the ranking in place."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -24,10 +29,8 @@ class Settings:
     learning_rate: float = 2e-3
     warmup_steps: int = 20
     weight_decay: float = 0.01
-    kl: float = 1.0
-    """Weight of the forward KL divergence, KL(p || q)."""
-    tv: float = 0.0
-    """Weight of the total variation 1 - sum(min(p, q)), one minus the acceptance."""
+    tv_start: float = 0.6
+    """The part of the budget after which the loss turns from `EARLY` to `LATE`."""
     checkpoint_seconds: float = 120.0
     seed: int = 0
 
@@ -139,7 +142,8 @@ class Trainer:
         rate = settings.learning_rate * warm * (1 + math.cos(math.pi * min(1, self._done()))) / 2
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss, divergence, overlap = loss_of(self.student, batch, settings.kl, settings.tv)
+        weights = LATE if self._done() >= settings.tv_start else EARLY
+        loss, divergence, overlap = loss_of(self.student, batch, *weights)
         self.optimizer.zero_grad()
         loss.backward()
         clip_grad_norm_([x for x in self.student.parameters() if x.requires_grad], 1.0)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sequoia import messages as m
 from sequoia.errors import InvalidArgumentError, MalformedTreeError
 from sequoia.rpc.method import Method, nothing, parse
-from sequoia.sampling import DrawRule, SamplingSettings
+from sequoia.settings import DrawRule, SamplingSettings
 from sequoia.tree import Topology, Tree, TreeError
 from sequoia.v1 import array_pb2, draft_pb2, sampling_pb2, target_pb2, worker_pb2
 

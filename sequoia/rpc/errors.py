@@ -25,6 +25,9 @@ from google.rpc.status_pb2 import Status
 from sequoia.errors import Reason, SequoiaError
 
 DOMAIN = "sequoia"
+# Characters. Callers refuse more than 8 KiB of metadata, and would see no status at all.
+MESSAGE_LIMIT = 300
+FACT_LIMIT = 100
 _DETAILS_KEY = "grpc-status-details-bin"
 
 CODES: dict[Reason, grpc.StatusCode] = {
@@ -61,11 +64,17 @@ class RemoteError(SequoiaError):
 async def abort(context: grpc.aio.ServicerContext[object, object], error: SequoiaError) -> None:
     """End a call with an error's status and details."""
     code = CODES[error.reason]
+    message = _shortened(error.message, MESSAGE_LIMIT)
+    facts = {key: _shortened(value, FACT_LIMIT) for key, value in error.metadata.items()}
     detail = AnyMessage()
-    detail.Pack(ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata))
-    status = Status(code=code.value[0], message=error.message, details=[detail])
+    detail.Pack(ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=facts))
+    status = Status(code=code.value[0], message=message, details=[detail])
     trailing = ((_DETAILS_KEY, status.SerializeToString()),)
-    await context.abort(code, error.message, trailing_metadata=trailing)
+    await context.abort(code, message, trailing_metadata=trailing)
+
+
+def _shortened(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> RemoteError:

@@ -72,7 +72,7 @@ class PassLayer(CacheLayerMixin):
     is_sliding = False
 
     def __init__(self, layer: int, caches: Sequence[KVCache], row_counts: Sequence[int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.layer = layer
         self.caches = caches
         self.row_counts = row_counts

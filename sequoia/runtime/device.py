@@ -70,7 +70,7 @@ class DeviceThread:
         return await future
 
     def stop(self) -> None:
-        """End the thread after the batch that it is running; requests that still wait are refused."""
+        """End the thread after the batch in hand; requests that still wait are refused."""
         with self._condition:
             self._stopping = True
             self._condition.notify()

@@ -117,7 +117,7 @@ class TreeModel:
 
     @torch.inference_mode()
     def plain(self, token_ids: Sequence[int]) -> Tensor:
-        """fp32 logits `[tokens, output rows]` as transformers has them, without cache or mask of ours."""
+        """fp32 logits `[tokens, output rows]` as transformers has them, without our cache and mask."""
         tokens = torch.tensor([token_ids], device=self.device)
         logits: Tensor = self.model(input_ids=tokens, use_cache=False).logits[0].float()
         return logits

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sequoia.runtime.catalogue import ModelError
 from sequoia.runtime.forward import TreeModel
+from sequoia.runtime.tokenization import gguf_arguments
 
 BORROWED_DRAFT_FILE = "sequoia_draft.json"
 # What broken files make safetensors, transformers and torch raise.
@@ -75,12 +76,12 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> TreeMo
         ModelError: the folder holds no decoder, or its weights are broken or not complete.
     """
     options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
+    options |= {"output_loading_info": True, **gguf_arguments(folder)}
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, **options, **_gguf(folder)
-        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
     except BROKEN_FILES as error:
         raise ModelError(f"{folder}: {error}") from error
+    model, found = loaded
     if missing := sorted(found["missing_keys"]):
         # transformers fills them with noise.
         raise ModelError(f"{folder}: no weights for {len(missing)} tensors, {missing[0]} first")
@@ -107,9 +108,7 @@ def load_draft(
     return TreeModel(model.to(device, dtype), token_ids.to(device))
 
 
-def _assemble(
-    folder: Path, borrowed: BorrowedDraft, target_folder: Path
-) -> tuple[Any, Tensor]:
+def _assemble(folder: Path, borrowed: BorrowedDraft, target_folder: Path) -> tuple[Any, Tensor]:
     """A draft's layers between its target's embedding and head; and the ids of the head's rows."""
     embedding = _read_tensor(target_folder, borrowed.embedding)
     if tensor_sha256(embedding) != borrowed.embedding_sha256:
@@ -134,41 +133,9 @@ def _assemble(
     return model, token_ids
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder.
-
-    Raises:
-        ModelError: there is none.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **_gguf(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder}: no tokenizer: {error}") from error
-
-
-def tokenizer_sha256(tokenizer: Any) -> str:
-    """Fingerprint of a vocabulary: equal for tokenizers that give every id the same token."""
-    entries = sorted((index, token) for token, index in tokenizer.get_vocab().items())
-    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
-
-
-def end_of_text_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
-    """The tokens that end a text, as the model's generation settings and tokenizer say."""
-    ids: set[int | None] = {tokenizer.eos_token_id}
-    if (folder / "generation_config.json").is_file():
-        configured = GenerationConfig.from_pretrained(folder).eos_token_id
-        ids.update(configured if isinstance(configured, list) else [configured])
-    return frozenset(index for index in ids if index is not None)
-
-
 def tensor_sha256(tensor: Tensor) -> str:
     """Hash of a tensor's values as little-endian fp32."""
     return hashlib.sha256(tensor.float().contiguous().numpy().tobytes()).hexdigest()
-
-
-def _gguf(folder: Path) -> dict[str, str]:
-    files = sorted(folder.glob("*.gguf"))
-    return {"gguf_file": files[0].name} if files and not any(folder.glob("*.safetensors")) else {}
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -16,10 +16,9 @@ from sequoia.runtime.loading import (
     choose_dtype,
     load_draft,
     load_model,
-    load_tokenizer,
-    tokenizer_sha256,
 )
 from sequoia.runtime.selfcheck import check_tree_attention
+from sequoia.runtime.tokenization import load_tokenizer, tokenizer_sha256
 
 log = structlog.get_logger(__name__)
 

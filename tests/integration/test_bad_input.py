@@ -20,7 +20,7 @@ from sequoia.rpc.codec import GROW_TREE, PREFILL, PROFILE, VERIFY_TREE
 from sequoia.rpc.errors import RemoteError, from_rpc_error
 from sequoia.rpc.generation_codec import GENERATE
 from sequoia.rpc.server import MESSAGE_LIMIT_BYTES
-from sequoia.sampling import DrawRule, SamplingSettings
+from sequoia.settings import DrawRule, SamplingSettings
 from sequoia.tree import Topology, Tree
 from tests.stack import HOST, Stack, running_stack
 from tests.tiny import byte_pair

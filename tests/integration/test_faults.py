@@ -12,7 +12,7 @@ from sequoia.errors import IncompatibleModelsError, Reason
 from sequoia.generation import GenerationRequest
 from sequoia.rpc.errors import RemoteError
 from sequoia.rpc.generation_codec import GENERATE
-from sequoia.sampling import SamplingSettings
+from sequoia.settings import SamplingSettings
 from tests.stack import Generated, Stack, running_stack
 from tests.tiny import byte_pair, byte_tokenizer, save_model, tiny_llama, word_pair
 

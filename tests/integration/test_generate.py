@@ -18,7 +18,7 @@ from sequoia.plans import BUILT_IN_PLAN, REQUEST_CLASSES, Plan, PlannedTree
 from sequoia.rpc.errors import RemoteError
 from sequoia.rpc.generation_codec import GENERATE
 from sequoia.runtime.worker import WorkerLimits
-from sequoia.sampling import SamplingSettings
+from sequoia.settings import SamplingSettings
 from tests.stack import Stack, running_stack
 from tests.tiny import byte_pair
 

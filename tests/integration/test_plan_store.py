@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from sequoia import embedded_valkey, plans
 from sequoia.embedded_valkey import EmbeddedValkey
 from sequoia.plans import RANK_LIMIT, AcceptanceCounts, Plan, PlanError, PlannedTree, PlanStore
+from sequoia.tasks import end_tasks
 
 SMALL = (PlannedTree("greedy", 1, (-1, 0), 1.6, 0.01, 0.02),)
 LARGE = (PlannedTree("greedy", 1, (-1, 0, 0, 1), 1.9, 0.009, 0.02),)
@@ -62,8 +63,7 @@ async def found(store: PlanStore) -> AsyncIterator[list[Plan]]:
     following = asyncio.create_task(collect(store, plans))
     yield plans
     assert not following.done()
-    following.cancel()
-    await asyncio.gather(following, return_exceptions=True)
+    await end_tasks([following])
 
 
 async def test_a_stored_plan_reads_back(store: PlanStore) -> None:

@@ -29,7 +29,7 @@ from sequoia.rpc.channel import RpcChannel
 from sequoia.rpc.planner_codec import GET_PLAN, REPLAN
 from sequoia.rpc.server import RpcServer
 from sequoia.runtime.worker import WorkerLimits
-from sequoia.sampling import SamplingSettings
+from sequoia.settings import SamplingSettings
 from tests.stack import HOST, DraftRole, Stack, TargetRole, running_stack
 from tests.tiny import nudged, save_model, tiny_llama, word_tokenizer
 

@@ -22,14 +22,8 @@ from transformers import (
 
 from sequoia.errors import InvalidArgumentError
 from sequoia.randomness import Purpose, uniforms
-from sequoia.sampling import (
-    SamplingSettings,
-    draw_index,
-    draw_without_replacement,
-    penalise,
-    sparsify,
-    warp,
-)
+from sequoia.sampling import draw_index, draw_without_replacement, penalise, sparsify, warp
+from sequoia.settings import SamplingSettings
 
 VOCABULARY = 200
 
@@ -40,7 +34,7 @@ def logits(rows: int = 16, seed: int = 0) -> Tensor:
 
 
 def warped_by_transformers(logits: Tensor, settings: SamplingSettings) -> Tensor:
-    """Log probabilities after transformers' own processors, in the order in which `generate` applies them."""
+    """Log probabilities after transformers' own processors, in the order of `generate`."""
     processors: list[LogitsProcessor] = [TemperatureLogitsWarper(settings.temperature)]
     if settings.top_k:
         processors.append(TopKLogitsWarper(settings.top_k))
@@ -132,7 +126,7 @@ def test_the_repetition_penalty_equals_transformers(penalty: float) -> None:
 
 @pytest.mark.parametrize(("presence", "frequency"), [(0.7, 0.0), (0.0, 0.4), (-1.0, 2.5)])
 def test_presence_and_frequency_follow_their_definition(presence: float, frequency: float) -> None:
-    """As OpenAI and vLLM define them: logit - [count > 0] * presence - count * frequency, generated only."""
+    """As OpenAI and vLLM have it: logit - [count > 0] * presence - count * frequency."""
     prompt, generated = [3, 5], [7, 11, 7, 7]
     row = logits(1)[0]
     expected = row.clone()
@@ -257,7 +251,7 @@ def test_a_shorter_draw_is_the_beginning_of_a_longer_one() -> None:
 
 @pytest.mark.parametrize("uniform", [2.0**-53, 1e-9, 0.3, 0.5, 0.999, 1 - 2.0**-53])
 def test_a_drawn_index_is_never_impossible(uniform: float) -> None:
-    """Tokens of probability zero are not drawn, wherever they stand and however extreme the draw."""
+    """Tokens of probability zero are not drawn, however extreme the draw."""
     for probs in ([0, 0.5, 0, 0.5, 0], [0, 0, 1e-38, 0], [1, 0], [0, 1], [3, 0, 0, 7]):
         weights = torch.tensor(probs, dtype=torch.float32)
         assert weights[draw_index(weights, uniform)] > 0

@@ -1,0 +1,1 @@
+"""Planner: measures the hardware and the agreement of the models, and decides the trees."""

@@ -1,0 +1,57 @@
+"""From measurements and acceptance to the trees of a plan; pure.
+
+For every class of requests and every load the tree of least predicted seconds per token,
+
+    (sum over levels of t_draft(width) + t_target(nodes) + hops) / expected tokens,
+
+with the times measured at that load (Sequoia, arXiv 2402.12374, section 3.3). The root alone, no
+speculation, stays wherever no tree is predicted faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from planner.measurements import Measurements
+from planner.solver import choose
+from sequoia.plans import REQUEST_CLASSES, PlannedTree
+
+
+def plan_trees(
+    measurements: Measurements, vectors: Mapping[str, Sequence[float]], max_levels: int
+) -> tuple[PlannedTree, ...]:
+    """One tree per class of requests and measured load.
+
+    Args:
+        measurements: times of the workers, and the largest tree that they take.
+        vectors: acceptance probabilities a_1..a_k of every request class.
+        max_levels: most levels of a tree, root included.
+
+    Raises:
+        ValueError: a bad vector, or limits out of range.
+        KeyError: a request class without a vector.
+    """
+    return tuple(
+        _plan_tree(measurements, name, vectors[name], batch_size, max_levels)
+        for name in REQUEST_CLASSES
+        for batch_size in measurements.batch_sizes
+    )
+
+
+def _plan_tree(
+    measurements: Measurements,
+    name: str,
+    vector: Sequence[float],
+    batch_size: int,
+    max_levels: int,
+) -> PlannedTree:
+    latency = measurements.latency(batch_size)
+    choice = choose(vector, latency, measurements.max_nodes, max_levels)
+    return PlannedTree(
+        request_class=name,
+        batch_size=batch_size,
+        parents=choice.tree.parents,
+        expected_tokens_per_step=choice.tree.expected_tokens,
+        predicted_seconds_per_token=choice.ms_per_token / 1000,
+        predicted_seconds_per_token_without_speculation=latency.plain_ms() / 1000,
+    )

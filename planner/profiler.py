@@ -1,0 +1,137 @@
+"""Measures both workers over their `Profile` call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import structlog
+
+from planner.measurements import Measurements
+from sequoia.errors import Reason, SequoiaError, WorkerUnavailableError
+from sequoia.messages import ProfileSpec, WorkerInfo
+from sequoia.rpc.channel import RpcChannel
+from sequoia.rpc.codec import GET_INFO, PROFILE
+
+log = structlog.get_logger(__name__)
+
+BATCH_SIZES = (1, 2, 4, 8)
+PREFIX_LENGTH = 128
+REPETITIONS = 5
+ROUND_TRIPS = 9
+INFO_SECONDS = 10.0
+PROFILE_SECONDS = 120.0  # for one kind of pass, requests for text in between included
+
+
+@dataclass(frozen=True, slots=True)
+class FoundWorker:
+    """A worker that answers, and who it says it is."""
+
+    channel: RpcChannel
+    info: WorkerInfo
+
+
+async def find(channel: RpcChannel) -> FoundWorker:
+    """Ask a worker who it is.
+
+    Raises:
+        WorkerUnavailableError: it is not there, or still loading.
+        SequoiaError: it was lost just now.
+    """
+    if not await channel.is_serving():
+        raise WorkerUnavailableError(
+            f"the worker at {channel.address} is not serving", address=channel.address
+        )
+    return FoundWorker(channel, await channel.call(GET_INFO, None, timeout=INFO_SECONDS))
+
+
+async def profile(
+    draft: FoundWorker, target: FoundWorker, max_nodes: int, max_levels: int
+) -> Measurements:
+    """Measure passes at every load, and the round trips.
+
+    One worker at a time, because they may share a machine, and one kind of pass a call, so that
+    nothing goes on for long when this is cancelled. Sizes that cannot pay are not measured: a step
+    yields at most `max_levels` tokens, so neither worker may take that many times a plain pass.
+
+    Raises:
+        SequoiaError: a worker was lost, or what it measured is unusable.
+    """
+    max_nodes = _largest_tree(draft.info, target.info, max_nodes)
+    context = min(draft.info.context_length, target.info.context_length)
+    prefix = max(1, min(PREFIX_LENGTH, context - max_nodes))
+    widest = max(1, max_nodes // 2)
+    target_ms: dict[tuple[int, int], float] = {}
+    draft_ms: dict[tuple[int, int], float] = {}
+    for batch in BATCH_SIZES:
+        try:
+            target_row = await _row(target.channel, max_nodes, batch, prefix, max_levels)
+            plain = target_row[1]
+            draft_row = await _row(draft.channel, widest, batch, prefix, max_levels, plain)
+        except SequoiaError as error:
+            if batch == 1 or error.reason is not Reason.INVALID_ARGUMENT:
+                raise
+            log.info("load not planned for", batch_size=batch, error=error.message)
+            break
+        target_ms |= {(batch, nodes): ms for nodes, ms in target_row.items()}
+        draft_ms |= {(batch, width): ms for width, ms in draft_row.items()}
+    target_hop_ms = await _round_trip_ms(target.channel)
+    draft_hop_ms = await _round_trip_ms(draft.channel)
+    try:
+        return Measurements(target_ms, draft_ms, target_hop_ms, draft_hop_ms, max_nodes)
+    except ValueError as error:
+        raise WorkerUnavailableError(f"unusable measurements: {error}") from error
+
+
+def _largest_tree(draft: WorkerInfo, target: WorkerInfo, max_nodes: int) -> int:
+    """The largest tree that both workers take, root included."""
+    limits = (
+        limit for info in (draft, target) for limit in (info.node_limit, info.context_length - 1)
+    )
+    return max(1, min(max_nodes, *limits))
+
+
+async def _row(
+    channel: RpcChannel,
+    largest: int,
+    batch: int,
+    prefix: int,
+    most: int,
+    plain_ms: float | None = None,
+) -> dict[int, float]:
+    """Milliseconds of a pass over 1, 2, 4, ... `largest` nodes, or until one takes too long.
+
+    That is `most` times `plain_ms`, which is the first pass if it is not given.
+    """
+    row: dict[int, float] = {}
+    for nodes in doubling(largest):
+        row[nodes] = await _pass_ms(channel, nodes, batch, prefix)
+        if row[nodes] > most * (row[1] if plain_ms is None else plain_ms):
+            break
+    return row
+
+
+def doubling(largest: int) -> Sequence[int]:
+    """1, 2, 4, ... and at last `largest` itself."""
+    return *(2**power for power in range((largest - 1).bit_length())), largest
+
+
+async def _pass_ms(channel: RpcChannel, nodes: int, batch: int, prefix: int) -> float:
+    """Milliseconds of one kind of pass, as the worker measured it."""
+    spec = ProfileSpec((nodes,), (batch,), (prefix,), REPETITIONS)
+    for measured in await channel.call(PROFILE, spec, timeout=PROFILE_SECONDS):
+        if (measured.node_count, measured.batch_size) == (nodes, batch):
+            return measured.seconds * 1000
+    raise WorkerUnavailableError(f"the worker at {channel.address} did not measure what was asked")
+
+
+async def _round_trip_ms(channel: RpcChannel) -> float:
+    """Median milliseconds of a call that does nothing."""
+    seconds = []
+    for _ in range(ROUND_TRIPS):
+        started = time.perf_counter()
+        await channel.call(GET_INFO, None, timeout=INFO_SECONDS)
+        seconds.append(time.perf_counter() - started)
+    return median(seconds) * 1000

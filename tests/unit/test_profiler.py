@@ -1,0 +1,188 @@
+"""Profiling workers that answer as the test wants, over real gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from planner.profiler import FoundWorker, doubling, find, profile
+from sequoia.errors import InvalidArgumentError, NotReadyError, Reason, SequoiaError
+from sequoia.messages import ForwardTime, ProfileSpec, WorkerInfo
+from sequoia.rpc.channel import RpcChannel
+from sequoia.rpc.codec import GET_INFO, PROFILE
+from sequoia.rpc.server import RpcServer
+
+INFO = WorkerInfo("model", "", 100, 4096, "float32", "cpu", 8, 2**20, 0, 0, 1024, "one")
+Seconds = Callable[[int, int], float]
+
+
+class FakeWorker:
+    """Measures by formula; refuses batches above a limit, and answers what it is told to."""
+
+    def __init__(self, seconds: Seconds, batch_limit: int = 32) -> None:
+        self.seconds = seconds
+        self.batch_limit = batch_limit
+        self.asked: list[tuple[int, int, int]] = []
+        self.failure: SequoiaError | None = None
+        self.hangs = False
+        self.kill: Callable[[], Awaitable[None]]
+        self.is_measuring = asyncio.Event()
+        self.was_cancelled = asyncio.Event()
+
+    async def profile(self, spec: ProfileSpec, _: Any) -> list[ForwardTime]:
+        (nodes,), (batch,), (prefix,) = spec.node_counts, spec.batch_sizes, spec.prefix_lengths
+        self.is_measuring.set()
+        if self.failure:
+            raise self.failure
+        if self.hangs:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.was_cancelled.set()
+        if batch > self.batch_limit:
+            raise InvalidArgumentError("batch_sizes", "too large", self.batch_limit, batch)
+        self.asked.append((batch, nodes, prefix))
+        return [ForwardTime(nodes, batch, prefix, self.seconds(batch, nodes))]
+
+    async def get_info(self, _request: None, _: Any) -> WorkerInfo:
+        return INFO
+
+
+@asynccontextmanager
+async def served(worker: FakeWorker, info: WorkerInfo = INFO) -> AsyncIterator[FoundWorker]:
+    """Serve a fake and find it."""
+    server = RpcServer()
+    server.add_unary(PROFILE, worker.profile)
+    server.add_unary(GET_INFO, worker.get_info)
+    channel = RpcChannel(f"127.0.0.1:{await server.start('127.0.0.1', 0)}")
+    await server.set_serving(True)
+    worker.kill = server.kill
+    try:
+        yield FoundWorker(channel, info)
+    finally:
+        await channel.close()
+        await server.kill()
+
+
+async def test_tables_cover_every_size_and_load() -> None:
+    """Times come back in milliseconds by load and size, and round trips take some time."""
+    async with (
+        served(FakeWorker(lambda batch, nodes: 0.001 * batch + 0.0001 * nodes)) as draft,
+        served(FakeWorker(lambda batch, nodes: 0.03 * batch + 0.001 * nodes)) as target,
+    ):
+        measured = await profile(draft, target, max_nodes=48, max_levels=8)
+    assert measured.batch_sizes == (1, 2, 4, 8)
+    sizes = (1, 2, 4, 8, 16, 32, 48)
+    assert set(measured.target_ms) == {(b, n) for b in (1, 2, 4, 8) for n in sizes}
+    assert set(measured.draft_ms) == {(b, w) for b in (1, 2, 4, 8) for w in (1, 2, 4, 8, 16, 24)}
+    assert measured.target_ms[4, 8] == pytest.approx(128.0)
+    assert measured.draft_ms[2, 16] == pytest.approx(3.6)
+    assert measured.target_hop_ms > 0
+    assert measured.draft_hop_ms > 0
+    assert measured.max_nodes == 48
+
+
+async def test_sizes_that_cannot_pay_are_not_measured() -> None:
+    """A pass that takes as long as a step's tokens would without it ends the measuring."""
+    target = FakeWorker(lambda batch, nodes: 0.01 * nodes)
+    draft = FakeWorker(lambda batch, nodes: 0.015 * nodes)
+    async with served(draft) as at_draft, served(target) as at_target:
+        await profile(at_draft, at_target, max_nodes=64, max_levels=3)
+    assert [nodes for batch, nodes, _ in target.asked if batch == 1] == [1, 2, 4]
+    assert [width for batch, width, _ in draft.asked if batch == 1] == [1, 2, 4]
+
+
+async def test_a_load_that_a_worker_refuses_is_left_out() -> None:
+    """A worker with a small batch limit is planned for up to that limit."""
+    flat: Seconds = lambda batch, nodes: 0.01  # noqa: E731 a formula
+    async with served(FakeWorker(flat, 2)) as draft, served(FakeWorker(flat)) as target:
+        measured = await profile(draft, target, max_nodes=4, max_levels=3)
+    assert measured.batch_sizes == (1, 2)
+
+
+async def test_the_workers_limits_bound_tree_and_prefix() -> None:
+    """Trees stay within both workers' limits, and prefix and tree within the context."""
+    flat: Seconds = lambda batch, nodes: 0.01  # noqa: E731 a formula
+    worker = FakeWorker(flat)
+    small = WorkerInfo("m", "", 100, 40, "float32", "cpu", 8, 1, 0, 0, 24, "two")
+    async with served(FakeWorker(flat), small) as draft, served(worker) as target:
+        measured = await profile(draft, target, max_nodes=64, max_levels=8)
+    assert measured.max_nodes == 24
+    assert {prefix for _, _, prefix in worker.asked} == {16}
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (NotReadyError("gone"), Reason.NOT_READY),
+        (InvalidArgumentError("node_counts", "refused"), Reason.INVALID_ARGUMENT),
+    ],
+)
+async def test_a_worker_that_fails_ends_the_measurement(
+    failure: SequoiaError, reason: Reason
+) -> None:
+    """The worker's own reason comes through."""
+    worker = FakeWorker(lambda batch, nodes: 0.01)
+    worker.failure = failure
+    async with served(FakeWorker(lambda batch, nodes: 0.01)) as draft, served(worker) as target:
+        with pytest.raises(SequoiaError) as caught:
+            await profile(draft, target, max_nodes=4, max_levels=3)
+    assert caught.value.reason is reason
+
+
+async def test_a_measurement_can_be_cancelled() -> None:
+    """Nobody waits for a measurement that is no longer wanted, the worker included."""
+    worker = FakeWorker(lambda batch, nodes: 0.01)
+    worker.hangs = True
+    async with served(FakeWorker(lambda batch, nodes: 0.01)) as draft, served(worker) as target:
+        measuring = asyncio.create_task(profile(draft, target, max_nodes=4, max_levels=3))
+        async with asyncio.timeout(10):
+            await worker.is_measuring.wait()
+            measuring.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await measuring
+            await worker.was_cancelled.wait()
+
+
+async def test_a_worker_lost_while_it_measures_ends_the_measurement() -> None:
+    """A connection that breaks is an unavailable worker, at once."""
+    worker = FakeWorker(lambda batch, nodes: 0.01)
+    worker.hangs = True
+    async with served(FakeWorker(lambda batch, nodes: 0.01)) as draft, served(worker) as target:
+        measuring = asyncio.create_task(profile(draft, target, max_nodes=4, max_levels=3))
+        async with asyncio.timeout(10):
+            await worker.is_measuring.wait()
+            await worker.kill()
+            with pytest.raises(SequoiaError) as caught:
+                await measuring
+    assert caught.value.reason is Reason.WORKER_UNAVAILABLE
+
+
+async def test_times_that_are_none_are_refused() -> None:
+    """A worker that claims to need no time cannot be planned for."""
+    async with (
+        served(FakeWorker(lambda batch, nodes: 0.001)) as draft,
+        served(FakeWorker(lambda batch, nodes: 0.0)) as target,
+    ):
+        with pytest.raises(SequoiaError, match="unusable measurements"):
+            await profile(draft, target, max_nodes=4, max_levels=3)
+
+
+async def test_a_worker_that_is_not_there_is_reported() -> None:
+    """Nobody at the address is a worker that is unavailable, named by its address."""
+    channel = RpcChannel("127.0.0.1:1")
+    with pytest.raises(SequoiaError, match=r"127\.0\.0\.1:1 is not serving"):
+        await find(channel)
+    await channel.close()
+
+
+def test_sizes_double_up_to_the_limit() -> None:
+    """The largest size is always measured, whether it is a power of two or not."""
+    assert doubling(1) == (1,)
+    assert doubling(2) == (1, 2)
+    assert doubling(64) == (1, 2, 4, 8, 16, 32, 64)
+    assert doubling(48) == (1, 2, 4, 8, 16, 32, 48)

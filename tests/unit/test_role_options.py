@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from sequoia import config
+
+ROOT = Path(__file__).parents[2]
+ROLES = ("draft_service", "target_service", "coordinator", "planner")
+WORKERS = ("draft_service", "target_service")
+FLAGS = {
+    "draft_service": ["--draft", "--target", "--kv-cache-limit-bytes", "--batch-limit"],
+    "target_service": ["--target", "--device", "--session-limit", "--node-limit"],
+    "coordinator": ["--target-address", "--draft-address", "--redis", "--max-new-tokens-limit"],
+    "planner": ["--target-address", "--draft-address", "--redis", "--max-nodes"],
+}
+
+
+def run(role: str, *arguments: str, **environment: str) -> Result:
+    """Start a role as `python -m` would, as far as its options reach."""
+    app = importlib.import_module(f"{role}.__main__").app
+    wide = {"COLUMNS": "200", "TERMINAL_WIDTH": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    return CliRunner().invoke(app, arguments, env=wide | environment)
+
+
+def assert_refused(result: Result, *names: str) -> None:
+    """The process ended with status 2, and said why in words that name the culprit."""
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    for name in names:
+        assert name in result.output
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_role_explains_itself(role: str) -> None:
+    """`--help` lists the flags with their environment variables."""
+    result = run(role, "--help")
+    assert result.exit_code == 0, result.output
+    for flag in (*FLAGS[role], "--host", "--port", "--log-level", "SEQUOIA_PORT"):
+        assert flag in result.output
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_help_needs_neither_torch_nor_transformers(role: str) -> None:
+    """`python -m ROLE --help` answers at once."""
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = [{role!r}, '--help']\n"
+        "try:\n"
+        f"    runpy.run_module({role!r}, run_name='__main__')\n"
+        "finally:\n"
+        "    print(*{'torch', 'transformers'} & set(sys.modules), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+    assert done.stderr.split() == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_an_unknown_flag_is_named(role: str) -> None:
+    """Typing errors do not start a role with its defaults."""
+    assert_refused(run(role, "--prot", "1"), "--prot")
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--port", "65536"), ("--port", "x"), ("--log-level", "loud")]
+)
+def test_a_wrong_flag_is_named(role: str, flag: str, value: str) -> None:
+    """Not the usage alone."""
+    assert_refused(run(role, flag, value), flag)
+
+
+@pytest.mark.parametrize("role", WORKERS)
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--dtype", "float64"),
+        ("--device", "tpu"),
+        ("--threads", "-1"),
+        ("--session-limit", "0"),
+        ("--kv-cache-limit-bytes", "1024"),
+        ("--batch-limit", "1025"),
+        ("--node-limit", "4097"),
+    ],
+)
+def test_a_wrong_flag_of_a_worker_is_named(role: str, flag: str, value: str) -> None:
+    """Every limit has a range of its own."""
+    assert_refused(run(role, flag, value), flag)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--target-address", "localhost"),
+        ("--target-address", "localhost:0"),
+        ("--target-address", "localhost:65536"),
+        ("--target-address", "local host:1"),
+        ("--draft-address", "::1:50052"),
+        ("--draft-address", ""),
+        ("--redis", "localhost:6379"),
+        ("--request-limit", "0"),
+        ("--max-new-tokens-limit", "0"),
+        ("--call-timeout", "0"),
+        ("--call-timeout", "nan"),
+        ("--target-patience", "-1"),
+        ("--target-patience", "nan"),
+    ],
+)
+def test_a_wrong_flag_of_the_coordinator_is_named(flag: str, value: str) -> None:
+    """Addresses, URLs and times are checked before anything is started."""
+    assert_refused(run("coordinator", flag, value), flag)
+
+
+@pytest.mark.parametrize(
+    ("role", "variable", "value"),
+    [
+        *((role, "SEQUOIA_PORT", "many") for role in ROLES),
+        *((role, "SEQUOIA_LOG_LEVEL", "loud") for role in ROLES),
+        *((role, "SEQUOIA_DTYPE", "int8") for role in WORKERS),
+        *((role, "SEQUOIA_KV_CACHE_LIMIT_BYTES", "1GB") for role in WORKERS),
+        ("coordinator", "SEQUOIA_TARGET_ADDRESS", "nowhere"),
+        ("coordinator", "SEQUOIA_REDIS", "http://x"),
+        ("coordinator", "SEQUOIA_TARGET_PATIENCE", "long"),
+    ],
+)
+def test_a_wrong_variable_is_named(role: str, variable: str, value: str) -> None:
+    """The message names the variable, not only the flag that it stands for."""
+    assert_refused(run(role, **{variable: value}), variable)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_an_unknown_variable_is_named(role: str) -> None:
+    """A variable that nobody reads is most likely a typing error."""
+    result = run(role, SEQUOIA_DRAFT_ADRESS="localhost:1", SEQUOIA_CACHE="/tmp")  # noqa: S108
+    assert_refused(result, "unknown environment variable SEQUOIA_DRAFT_ADRESS")
+    assert "SEQUOIA_CACHE" not in result.output
+
+
+def test_a_flag_comes_before_its_variable() -> None:
+    """With the flag given, a wrong variable behind it is not read."""
+    result = run("coordinator", "--port", "1", "--redis", "localhost", SEQUOIA_PORT="many")
+    assert_refused(result, "--redis")
+    assert "SEQUOIA_PORT" not in result.output
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["SEQUOIA_HOST", "SEQUOIA_REDIS", "SEQUOIA_CALL_TIMEOUT", "SEQUOIA_CACHE", "SEQUOIA_TARGET"],
+)
+def test_variables_that_some_role_reads_are_known(variable: str) -> None:
+    """One environment can serve all roles: what another role reads is no typing error."""
+    config.check_environment({variable: "x", "PATH": "/bin"})
+    assert variable in config.known_variables()
+
+
+def test_all_unknown_variables_are_named_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """In one line on stderr."""
+    with pytest.raises(typer.Exit) as caught:
+        config.check_environment({"SEQUOIA_B": "", "SEQUOIA_A": "", "OTHER": ""})
+    assert caught.value.exit_code == 2
+    assert capsys.readouterr().err == "error: unknown environment variable SEQUOIA_A, SEQUOIA_B\n"
+
+
+@pytest.mark.parametrize("address", ["localhost:1", "10.0.0.1:65535", "[::1]:50052", "a-b.c:80"])
+def test_addresses_are_taken_as_they_are(address: str) -> None:
+    """Names, IPv4, and IPv6 in brackets."""
+    assert config.read_address(address) == address

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sequoia.errors import CapacityError, MalformedTreeError, StaleStepError, UnknownSessionError
+from sequoia.messages import Prefill, SessionSettings, StepHeader
+from sequoia.runtime.sessions import Session, SessionTable
+from sequoia.settings import DrawRule, SamplingSettings
+from sequoia.tree import Topology, Tree
+
+SETTINGS = SessionSettings(SamplingSettings(temperature=0), DrawRule.GREEDY, 0, 2, 100)
+PROMPT = (7, 8, 9)
+#    0
+#  1   2
+#  3   4
+TREE = Tree(Topology((-1, 0, 0, 1, 2)), (9, 11, 12, 13, 14))
+CACHE_BYTES = 2 * 256 * 4  # keys and values of one block of rows, one head, one number each
+
+
+def prefill(name: str, next_step: int = 0) -> Prefill:
+    """What opens a session."""
+    return Prefill(name, PROMPT, next_step, SETTINGS)
+
+
+def session() -> Session[str]:
+    """A session as a prefill leaves it: every token but the root is cached."""
+    opened: Session[str] = Session("s", SETTINGS, list(PROMPT), 0)
+    fill(opened, 2)
+    return opened
+
+
+def fill(session: Session[str], count: int) -> None:
+    """Rows that carry their number, as a pass writes them."""
+    start = session.cache.length
+    rows = torch.arange(start, start + count).float()[None, :, None]
+    session.cache.write(0, rows, rows)
+    session.cache.length += count
+
+
+def verified() -> Session[str]:
+    """A session after its first step: the rows of a whole tree are cached."""
+    one = session()
+    one.advance(StepHeader("s", 0, 3), 9)
+    fill(one, TREE.topology.node_count)
+    one.node_rows = {node: 2 + node for node in range(TREE.topology.node_count)}
+    one.finish_step(StepHeader("s", 0, 3), TREE, "reply 0")
+    return one
+
+
+def cached_rows(session: Session[str]) -> list[int]:
+    """The numbers of the valid rows."""
+    rows: list[int] = session.cache.keys[0][0, : session.cache.length, 0].int().tolist()
+    return rows
+
+
+def table(*names: str, session_limit: int = 3, memory_limit: int = 2**20) -> SessionTable[str]:
+    """A table with some open sessions."""
+    sessions: SessionTable[str] = SessionTable(session_limit, memory_limit)
+    for name in names:
+        sessions.open(prefill(name))
+    return sessions
+
+
+def names_in(sessions: SessionTable[str]) -> set[str]:
+    """Which sessions can still be used; looking does not count as using."""
+    return set(sessions._sessions)
+
+
+def test_the_first_step_follows_the_prefill() -> None:
+    """Nothing was accepted before it, and its root is the last token of the prefill."""
+    one = session()
+    assert one.repeated(StepHeader("s", 0, 3)) is None
+    one.advance(StepHeader("s", 0, 3), 9)
+    assert one.token_ids == [7, 8, 9]
+    assert one.cache.length == 2
+
+
+def test_a_step_commits_what_the_last_one_accepted() -> None:
+    """The accepted path and the new root become tokens; their rows stay, the others go."""
+    one = verified()
+    one.advance(StepHeader("s", 1, 6, (2, 4)), 21)
+    assert one.token_ids == [7, 8, 9, 12, 14, 21]
+    assert cached_rows(one) == [0, 1, 2, 4, 6]
+    assert one.tree is None
+
+
+def test_a_step_after_a_rejected_tree_commits_the_bonus_token_alone() -> None:
+    """The row of the old root stays."""
+    one = verified()
+    one.advance(StepHeader("s", 1, 4), 21)
+    assert one.token_ids == [7, 8, 9, 21]
+    assert cached_rows(one) == [0, 1, 2]
+
+
+def test_accepted_nodes_that_were_never_forwarded_have_no_rows() -> None:
+    """A draft does not forward its leaves; their tokens are committed, and forwarded later."""
+    one = verified()
+    one.node_rows = {0: 2, 2: 3}
+    one.advance(StepHeader("s", 1, 6, (2, 4)), 21)
+    assert one.token_ids == [7, 8, 9, 12, 14, 21]
+    assert cached_rows(one) == [0, 1, 2, 3]
+
+
+def test_a_repeated_step_is_answered_from_the_last_reply() -> None:
+    """Nothing is computed or committed twice."""
+    assert verified().repeated(StepHeader("s", 0, 3)) == "reply 0"
+
+
+@pytest.mark.parametrize("step", [0, 2, 3])
+def test_a_step_out_of_turn_is_stale(step: int) -> None:
+    """The message and its facts say which step is next."""
+    one = session()
+    one.next_step = 1
+    with pytest.raises(StaleStepError) as caught:
+        one.repeated(StepHeader("s", step, 3))
+    assert caught.value.metadata == {"field": "header.step", "limit": "1", "value": str(step)}
+
+
+def test_a_rebuilt_session_goes_on_with_the_step_of_its_prefill() -> None:
+    """A prefill says which step follows; there is no last reply to repeat yet."""
+    sessions = table()
+    one = sessions.open(prefill("s", next_step=5))
+    assert one.repeated(StepHeader("s", 5, 3)) is None
+    with pytest.raises(StaleStepError):
+        one.repeated(StepHeader("s", 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (StepHeader("s", 1, 3), 4),
+        (StepHeader("s", 1, 5), 4),
+        (StepHeader("s", 1, 4, (2, 4)), 6),
+    ],
+)
+def test_a_wrong_base_length_is_stale(header: StepHeader, expected: int) -> None:
+    """Coordinator and worker disagree about the tokens: the session has to be rebuilt."""
+    one = verified()
+    with pytest.raises(StaleStepError) as caught:
+        one.advance(header, 21)
+    assert caught.value.metadata["field"] == "header.base_length"
+    assert caught.value.metadata["limit"] == str(expected)
+    assert caught.value.metadata["value"] == str(header.base_length)
+
+
+@pytest.mark.parametrize("path", [(3,), (1, 4), (5,), (0,)])
+def test_a_wrong_path_is_malformed_and_changes_nothing(path: tuple[int, ...]) -> None:
+    """Accepted nodes lead down the last tree without a gap, or nothing is committed."""
+    one = verified()
+    with pytest.raises(MalformedTreeError) as caught:
+        one.advance(StepHeader("s", 1, 4 + len(path), path), 21)
+    assert caught.value.metadata["field"] == "header.accepted_node_indices"
+    assert one.token_ids == [7, 8, 9]
+    assert one.tree is TREE
+
+
+def test_nothing_can_be_accepted_before_the_first_step() -> None:
+    """There is no tree yet."""
+    with pytest.raises(MalformedTreeError, match="accepted node 1"):
+        session().advance(StepHeader("s", 0, 3, (1,)), 9)
+
+
+def test_the_first_root_must_be_the_last_token_of_the_prefill() -> None:
+    """Otherwise the tree would hang on another text."""
+    with pytest.raises(StaleStepError, match="root token 21: the session ends with 9"):
+        session().advance(StepHeader("s", 0, 3), 21)
+
+
+def test_an_unknown_session_is_named() -> None:
+    """The coordinator opens it again."""
+    sessions = table()
+    with pytest.raises(UnknownSessionError) as caught, sessions.using("lost"):
+        pass
+    assert caught.value.metadata == {"session_id": "lost"}
+
+
+def test_the_longest_unused_session_is_evicted() -> None:
+    """Use counts, not age."""
+    sessions = table("a", "b", "c")
+    with sessions.using("a"):
+        pass
+    sessions.open(prefill("d"))
+    assert names_in(sessions) == {"a", "c", "d"}
+
+
+def test_a_busy_session_is_never_evicted() -> None:
+    """The longest unused idle one goes instead, however recently it was used."""
+    sessions = table("a", "b", "c")
+    with sessions.using("a"), sessions.using("b"):
+        sessions.open(prefill("d"))
+        assert names_in(sessions) == {"a", "b", "d"}
+
+
+def test_a_table_of_busy_sessions_is_full() -> None:
+    """No room and nothing to evict is told with the limit, and nobody loses anything."""
+    sessions = table("a", "b", session_limit=2)
+    with sessions.using("a"), sessions.using("b"):
+        with pytest.raises(CapacityError) as caught:
+            sessions.open(prefill("c"))
+        assert caught.value.metadata == {"field": "session_limit", "limit": "2"}
+    assert names_in(sessions) == {"a", "b"}
+
+
+def test_a_session_of_the_same_name_is_replaced() -> None:
+    """A rebuilt session takes the place of the old one; nothing else is evicted for it."""
+    sessions = table("a", "b", "c")
+    old = sessions._sessions["a"]
+    new = sessions.open(prefill("a", next_step=4))
+    assert names_in(sessions) == {"a", "b", "c"}
+    with sessions.using("a") as one:
+        assert one is new is not old
+
+
+def test_a_closed_session_is_gone() -> None:
+    """Closing one that is not there is no error."""
+    sessions = table("a", "b")
+    sessions.close("a")
+    sessions.close("a")
+    assert names_in(sessions) == {"b"}
+
+
+def test_a_busy_session_is_closed_after_its_use() -> None:
+    """A pass keeps what it works on until it is over."""
+    sessions = table("a")
+    with sessions.using("a"):
+        sessions.close("a")
+        assert names_in(sessions) == {"a"}
+    assert names_in(sessions) == set()
+
+
+def test_a_session_opened_again_is_not_closed_by_an_earlier_close() -> None:
+    """The new session of a name does not inherit the old one's end."""
+    sessions = table("a")
+    with sessions.using("a"):
+        sessions.close("a")
+        sessions.open(prefill("a"))
+    assert names_in(sessions) == {"a"}
+
+
+def test_a_session_is_idle_again_after_a_failed_use() -> None:
+    """An exception does not leave it busy for ever."""
+    sessions = table("a", session_limit=1)
+    with pytest.raises(RuntimeError), sessions.using("a"):
+        raise RuntimeError
+    sessions.open(prefill("b"))
+    assert names_in(sessions) == {"b"}
+
+
+def test_sessions_over_the_memory_limit_are_evicted() -> None:
+    """Idle ones go, the longest unused first, until the rest fits."""
+    sessions = table("a", "b", "c", memory_limit=2 * CACHE_BYTES)
+    for name in ("b", "a", "c"):
+        with sessions.using(name) as one:
+            fill(one, 10)
+    assert sessions.kv_cache_bytes == 3 * CACHE_BYTES
+    sessions.enforce_memory_limit()
+    assert names_in(sessions) == {"a", "c"}
+    assert sessions.kv_cache_bytes == 2 * CACHE_BYTES
+
+
+def test_what_is_in_use_alone_can_be_over_the_memory_limit() -> None:
+    """Then there is nothing to evict, and the failure tells the need and the limit."""
+    sessions = table("a", memory_limit=CACHE_BYTES - 1)
+    with sessions.using("a") as one:
+        fill(one, 10)
+        with pytest.raises(CapacityError) as caught:
+            sessions.enforce_memory_limit()
+    assert caught.value.metadata["limit"] == str(CACHE_BYTES - 1)
+    assert caught.value.metadata["value"] == str(CACHE_BYTES)
+
+
+def test_a_table_counts_its_sessions() -> None:
+    """As GetInfo reports them."""
+    assert len(table("a", "b")) == 2

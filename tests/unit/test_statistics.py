@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from coordinator.acceptance import Trial
+from coordinator.statistics import AcceptanceStatistics
+from sequoia.plans import RANK_LIMIT, AcceptanceCounts
+
+
+def counts_of(*trials: Trial) -> AcceptanceCounts:
+    """What some trials add up to."""
+    statistics = AcceptanceStatistics()
+    statistics.record("greedy", trials)
+    return statistics.take()["greedy"]
+
+
+def first(counts: AcceptanceCounts, ranks: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The first ranks of trials and accepts; the others are zero."""
+    assert not any((*counts.trials[ranks:], *counts.accepts[ranks:]))
+    return counts.trials[:ranks], counts.accepts[:ranks]
+
+
+class Store:
+    """Stands in for Redis, which may be away."""
+
+    def __init__(self, away: int = 0) -> None:
+        self.delivered: list[tuple[str, dict[str, AcceptanceCounts]]] = []
+        self.failures = 0
+        self.arrived = asyncio.Event()
+        self._away = away
+
+    async def add_counts(self, pair: str, counts: dict[str, AcceptanceCounts]) -> None:
+        if self.failures < self._away:
+            self.failures += 1
+            raise RedisConnectionError("nobody listens")
+        self.delivered.append((pair, counts))
+        self.arrived.set()
+
+
+@pytest.mark.parametrize(
+    ("trial", "trials", "accepts"),
+    [
+        (Trial(3, 0), (1, 0, 0), (1, 0, 0)),
+        (Trial(3, 1), (1, 1, 0), (0, 1, 0)),
+        (Trial(3, 2), (1, 1, 1), (0, 0, 1)),
+        (Trial(3, None), (1, 1, 1), (0, 0, 0)),
+        (Trial(1, None), (1, 0, 0), (0, 0, 0)),
+    ],
+)
+def test_a_trial_counts_for_every_rank_up_to_the_accepted_one(
+    trial: Trial, trials: tuple[int, ...], accepts: tuple[int, ...]
+) -> None:
+    """Children behind the accepted one were never tried; without acceptance all of them were."""
+    assert first(counts_of(trial), 3) == (trials, accepts)
+
+
+def test_trials_add_up() -> None:
+    """Over the nodes of all steps since the last take."""
+    statistics = AcceptanceStatistics()
+    statistics.record("greedy", [Trial(2, 0), Trial(2, None)])
+    statistics.record("greedy", [Trial(2, 1)])
+    assert first(statistics.take()["greedy"], 2) == ((3, 2), (1, 1))
+
+
+def test_classes_are_counted_apart() -> None:
+    """Each class of requests has an acceptance vector of its own."""
+    statistics = AcceptanceStatistics()
+    statistics.record("greedy", [Trial(1, 0)])
+    statistics.record("flat", [Trial(1, None)])
+    counts = statistics.take()
+    assert first(counts["greedy"], 1) == ((1,), (1,))
+    assert first(counts["flat"], 1) == ((1,), (0,))
+
+
+@pytest.mark.parametrize("accepted", [None, RANK_LIMIT, RANK_LIMIT + 3])
+def test_ranks_beyond_the_limit_are_not_counted(accepted: int | None) -> None:
+    """A node with more children than there are counters fills all of them and no more."""
+    counts = counts_of(Trial(RANK_LIMIT + 10, accepted))
+    assert counts.trials == (1,) * RANK_LIMIT
+    assert not any(counts.accepts)
+
+
+def test_the_last_rank_is_counted() -> None:
+    """The limit is a limit, not one less."""
+    assert counts_of(Trial(RANK_LIMIT, RANK_LIMIT - 1)).accepts[-1] == 1
+
+
+def test_a_step_without_trials_counts_nothing() -> None:
+    """A root alone says nothing about acceptance."""
+    statistics = AcceptanceStatistics()
+    statistics.record("greedy", [])
+    assert statistics.take() == {}
+
+
+def test_counts_are_taken_once() -> None:
+    """What was handed over is gone."""
+    statistics = AcceptanceStatistics()
+    statistics.record("greedy", [Trial(1, 0)])
+    assert statistics.take()
+    assert statistics.take() == {}
+
+
+def test_counts_given_back_join_the_new_ones() -> None:
+    """Nothing is lost while Redis is away."""
+    statistics = AcceptanceStatistics()
+    statistics.record("greedy", [Trial(2, 1)])
+    taken = statistics.take()
+    statistics.record("greedy", [Trial(2, 0)])
+    statistics.give_back(taken)
+    assert first(statistics.take()["greedy"], 2) == ((2, 1), (1, 1))
+
+
+async def delivered(store: Store, statistics: AcceptanceStatistics) -> None:
+    """Deliver until something has arrived."""
+    task = asyncio.create_task(statistics.deliver(store, lambda: "pair", interval_seconds=0))  # type: ignore[arg-type]
+    await asyncio.wait_for(store.arrived.wait(), 10)
+    task.cancel()
+
+
+async def test_counts_are_delivered_under_the_pair_in_use() -> None:
+    """Redis gets them, and they are not kept."""
+    store, statistics = Store(), AcceptanceStatistics()
+    statistics.record("greedy", [Trial(1, 0)])
+    await delivered(store, statistics)
+    ((pair, counts),) = store.delivered
+    assert pair == "pair"
+    assert first(counts["greedy"], 1) == ((1,), (1,))
+    assert statistics.take() == {}
+
+
+async def test_counts_wait_while_redis_is_away() -> None:
+    """They are delivered once it is back, none twice."""
+    store, statistics = Store(away=3), AcceptanceStatistics()
+    statistics.record("greedy", [Trial(1, 0)])
+    await delivered(store, statistics)
+    assert store.failures == 3
+    assert [first(counts["greedy"], 1) for _, counts in store.delivered] == [((1,), (1,))]
