@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sequoia.errors import WorkerUnavailableError
+from sequoia.errors import MalformedTreeError, WorkerUnavailableError
 from sequoia.generation import GeneratedToken
 from sequoia.messages import GrownTree, SessionSettings, Verdict
 from sequoia.randomness import Purpose, uniforms
@@ -76,6 +76,29 @@ def accept(
             return Acceptance(tuple(nodes), tuple(tokens), tuple(trials))
         node = children[rank]
         nodes.append(node)
+
+
+def check_grown(grown: GrownTree, root_token_id: int, settings: SessionSettings) -> None:
+    """Trust no draft: what it grew must be a tree of tokens that its q can have drawn.
+
+    Raises:
+        MalformedTreeError: another root, a child outside the support or twice, or no q for a node.
+    """
+    tree, topology = grown.tree, grown.tree.topology
+    if tree.token_ids[0] != root_token_id:
+        raise MalformedTreeError("the draft grew on another root", field="tree.token_ids")
+    if settings.draw_rule is not DrawRule.WITHOUT_REPLACEMENT:
+        return
+    if len(grown.distributions) != len(topology.inner_nodes):
+        raise MalformedTreeError("the draft sent no q for some nodes", field="distributions")
+    for node, q in zip(topology.inner_nodes, grown.distributions, strict=True):
+        drawn = [tree.token_ids[child] for child in topology.children[node]]
+        support = q.token_ids[q.weights > 0].tolist()
+        sane = len(q.token_ids) == len(q.weights) and bool(np.isfinite(q.weights).all())
+        if not sane or len(set(drawn)) < len(drawn) or not set(drawn) <= set(support):
+            raise MalformedTreeError(
+                f"node {node}: children that q cannot have drawn", field="distributions"
+            )
 
 
 def _choose(

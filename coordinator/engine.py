@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from coordinator.acceptance import accept
+from coordinator.acceptance import accept, check_grown
 from coordinator.prompt import PreparedRequest
 from coordinator.sequence import Sequence
 from coordinator.statistics import AcceptanceStatistics
@@ -150,7 +150,9 @@ class Engine:
             return GrowTree(header, sequence.root_token_id, topology)
 
         try:
-            return await one.draft.step_patiently(sequence.state, make, patience=0.0)
+            grown = await one.draft.step_patiently(sequence.state, make, patience=0.0)
+            check_grown(grown, sequence.root_token_id, sequence.request.settings)
+            return grown
         except SequoiaError as error:
             if error.reason not in TRANSIENT | SESSION_LOST:
                 log.warning("request goes on without a draft", error=error.message)

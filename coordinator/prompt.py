@@ -16,6 +16,7 @@ STOP_STRING_LIMIT = 16
 STOP_STRING_BYTES_LIMIT = 256
 STOP_TOKEN_LIMIT = 64
 LOGPROB_LIMIT = 20
+MAX_NEW_TOKENS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class RequestLimits:
 
     context_length: int
     vocabulary_size: int
-    max_new_tokens: int = 4096
+    max_new_tokens: int = MAX_NEW_TOKENS
     default_new_tokens: int = 256
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 
 from coordinator.engine import Engine
-from coordinator.prompt import PromptReader, RequestLimits
+from coordinator.prompt import MAX_NEW_TOKENS, PromptReader, RequestLimits
 from coordinator.workers import Worker
 from sequoia.errors import NotReadyError
 from sequoia.generation import GenerationChunk, GenerationRequest
@@ -35,7 +35,7 @@ class CoordinatorSettings:
     draft_address: str | None
     redis_url: str | None
     request_limit: int = 64
-    max_new_tokens: int = 4096
+    max_new_tokens: int = MAX_NEW_TOKENS
     call_seconds: float = 30.0
     target_patience_seconds: float = 60.0
 

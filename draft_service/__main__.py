@@ -35,17 +35,18 @@ def main(
     # Torch and transformers take seconds to import; wrong options should fail before that.
     from draft_service.grower import Grower
     from sequoia.rpc.codec import GROW_TREE
+    from sequoia.runtime.device import DeviceThread
     from sequoia.runtime.pairing import load_draft_worker
     from sequoia.runtime.service import serve_worker
     from sequoia.runtime.worker import WorkerLimits
 
     limits = WorkerLimits(session_limit, kv_cache_limit_bytes, node_limit, batch_limit)
 
-    def load() -> Grower:
+    def load(device_thread: DeviceThread) -> Grower:
         parts = load_draft_worker(draft, target, dtype, device)
-        return Grower(parts.name, parts.model, parts.tokenizer_sha256, limits)
+        return Grower(parts.name, parts.model, parts.tokenizer_sha256, limits, device_thread)
 
-    run(serve_worker(GROW_TREE, load, host, port, threads))
+    run(serve_worker(GROW_TREE, load, host, port, threads, batch_limit))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ class Purpose(IntEnum):
     TARGET = 2
     ACCEPT = 3
     COUPLED = 4
-    PROFILE = 5
 
 
 def uniforms(

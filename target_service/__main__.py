@@ -30,6 +30,7 @@ def main(
     configure_logging("target", log_level)
     # Torch and transformers take seconds to import; wrong options should fail before that.
     from sequoia.rpc.codec import VERIFY_TREE
+    from sequoia.runtime.device import DeviceThread
     from sequoia.runtime.pairing import load_target_worker
     from sequoia.runtime.service import serve_worker
     from sequoia.runtime.worker import WorkerLimits
@@ -37,11 +38,11 @@ def main(
 
     limits = WorkerLimits(session_limit, kv_cache_limit_bytes, node_limit, batch_limit)
 
-    def load() -> Verifier:
+    def load(device_thread: DeviceThread) -> Verifier:
         parts = load_target_worker(target, dtype, device)
-        return Verifier(parts.name, parts.model, parts.tokenizer_sha256, limits)
+        return Verifier(parts.name, parts.model, parts.tokenizer_sha256, limits, device_thread)
 
-    run(serve_worker(VERIFY_TREE, load, host, port, threads))
+    run(serve_worker(VERIFY_TREE, load, host, port, threads, batch_limit))
 
 
 if __name__ == "__main__":

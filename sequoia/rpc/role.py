@@ -70,7 +70,7 @@ async def _become_ready(server: RpcServer, get_ready: Callable[[], Awaitable[Non
 async def _outlive_no_parent(stopping: asyncio.Event) -> None:
     """Stop when the process that started this one is gone, if it asked for that."""
     parent = os.environ.get("SEQUOIA_PARENT_PID")
-    while parent and int(parent) == os.getppid():  # noqa: ASYNC110 no event tells of it
+    while parent and parent == str(os.getppid()):  # noqa: ASYNC110 no event tells of it
         await asyncio.sleep(PARENT_POLL_SECONDS)
     if parent:
         log.warning("parent is gone", parent=parent)

@@ -69,6 +69,21 @@ class DeviceThread:
             self._condition.notify()
         return await future
 
+    async def run(self, function: Callable[[], Reply]) -> Reply:
+        """Run a function on the thread, such as loading what the thread is to own.
+
+        Matrix libraries keep a pool of workers for every thread that has called them, and are slow
+        once there are more workers than cores; so whatever computes belongs here.
+        """
+
+        def run_one(_: Sequence[None]) -> list[Reply | Exception]:
+            try:
+                return [function()]
+            except Exception as error:
+                return [error]
+
+        return await self.submit(run_one, None)
+
     def stop(self) -> None:
         """End the thread after the batch in hand; requests that still wait are refused."""
         with self._condition:

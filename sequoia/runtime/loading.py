@@ -18,9 +18,10 @@ from sequoia.runtime.forward import TreeModel
 from sequoia.runtime.tokenization import gguf_arguments
 
 BORROWED_DRAFT_FILE = "sequoia_draft.json"
+BORROWED_DRAFT_FORMAT = 1
 # What broken files make safetensors, transformers and torch raise.
 BROKEN_FILES = (OSError, ValueError, KeyError, IndexError, RuntimeError, SafetensorError)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,10 @@ class BorrowedDraft:
             return None
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
+            if fields["format"] != BORROWED_DRAFT_FORMAT:
+                raise ModelError(
+                    f"{path}: format {fields['format']} is not {BORROWED_DRAFT_FORMAT}"
+                )
             return cls(**{name: str(fields[name]) for name in cls.__dataclass_fields__})
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{path}: not a draft description: {error!r}") from error

@@ -17,6 +17,7 @@ from sequoia.runtime.loading import (
     load_draft,
     load_model,
 )
+from sequoia.runtime.packing import pack_linear_layers
 from sequoia.runtime.selfcheck import check_tree_attention
 from sequoia.runtime.tokenization import load_tokenizer, tokenizer_sha256
 
@@ -65,6 +66,8 @@ def load_draft_worker(draft: str | None, target: str, dtype: str, device: str) -
 
 
 def _checked(name: str, model: TreeModel, fingerprint: str, started: float) -> LoadedModel:
+    if model.device.type == "cpu":
+        pack_linear_layers(model.model)
     check_tree_attention(model)
     log.info(
         "model loaded",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Generic
 
@@ -14,6 +13,7 @@ from sequoia.rpc.codec import CLOSE_SESSION, GET_INFO, PREFILL, PROFILE
 from sequoia.rpc.method import Method
 from sequoia.rpc.role import serve
 from sequoia.rpc.server import Context, RpcServer
+from sequoia.runtime.device import DeviceThread
 from sequoia.runtime.worker import ModelWorker, Reply, Request
 
 
@@ -61,12 +61,13 @@ class WorkerService(Generic[Request, Reply]):
 
 async def serve_worker(
     step: Method[Request, Reply],
-    load: Callable[[], ModelWorker[Request, Reply]],
+    load: Callable[[DeviceThread], ModelWorker[Request, Reply]],
     host: str,
     port: int,
     threads: int,
+    batch_limit: int,
 ) -> None:
-    """Run a worker's process: listen, load the model beside the event loop, serve until stopped.
+    """Run a worker's process: listen, load the model, serve until stopped.
 
     Raises:
         ModelError: the model cannot be loaded.
@@ -76,8 +77,9 @@ async def serve_worker(
         torch.set_num_threads(threads)
     server = RpcServer()
     service = WorkerService(server, step)
+    device = DeviceThread("device", batch_limit)
 
     async def get_ready() -> None:
-        service.set_worker(await asyncio.to_thread(load))
+        service.set_worker(await device.run(lambda: load(device)))
 
     await serve(server, host, port, get_ready)

@@ -63,7 +63,12 @@ class ModelWorker(ABC, Generic[Request, Reply]):
     """A model, its sessions and its device thread; the roles add the step that they are for."""
 
     def __init__(
-        self, name: str, model: TreeModel, tokenizer_sha256: str, limits: WorkerLimits
+        self,
+        name: str,
+        model: TreeModel,
+        tokenizer_sha256: str,
+        limits: WorkerLimits,
+        device: DeviceThread | None = None,
     ) -> None:
         self.name = name
         self.model = model
@@ -73,7 +78,7 @@ class ModelWorker(ABC, Generic[Request, Reply]):
         self.sessions: SessionTable[Reply] = SessionTable(
             limits.session_limit, limits.kv_cache_limit_bytes, limits.idle_seconds
         )
-        self.device = DeviceThread("device", limits.batch_limit)
+        self.device = device or DeviceThread("device", limits.batch_limit)
 
     def info(self) -> WorkerInfo:
         """Who this worker is and what it holds now."""
@@ -187,14 +192,18 @@ class ModelWorker(ABC, Generic[Request, Reply]):
             results = self.run_steps(steps)
             for (session, request), (tree, reply) in zip(steps, results, strict=True):
                 session.finish_step(request.header, tree, reply)
-            self.sessions.enforce_memory_limit()
         except Exception as error:
             for session, _ in steps:
                 self.sessions.close(session.session_id)
-            if isinstance(error, SequoiaError):
-                return [error] * len(steps)
             log.exception("step failed", sessions=[s.session_id for s, _ in steps])
             return [SequoiaError(f"step failed: {error}")] * len(steps)
+        try:
+            self.sessions.enforce_memory_limit()
+        except CapacityError as error:
+            # The steps are done and their replies stand; what does not fit is rebuilt when it does.
+            largest = max(steps, key=lambda step: step[0].cache.memory_bytes)[0]
+            log.warning("session dropped", session_id=largest.session_id, error=error.message)
+            self.sessions.close(largest.session_id)
         return [reply for _, reply in results]
 
     def close_session(self, session_id: str) -> None:

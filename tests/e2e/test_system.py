@@ -73,7 +73,7 @@ def running_system(pair: list[str]) -> Iterator[tuple[subprocess.Popen[str], str
         if process.poll() is None:
             process.terminate()
         process.wait(60)
-        if process.stdout:
+        if process.stdout is not None:
             process.stdout.close()
 
 

@@ -151,7 +151,7 @@ async def call_raw(address: str, path: str, data: bytes) -> RemoteError:
     """Send bytes as they are, and return the failure."""
     async with grpc.aio.insecure_channel(address) as channel:
         try:
-            await channel.unary_unary(path)(data)
+            await channel.unary_unary(path, None, None)(data)
         except grpc.aio.AioRpcError as error:
             return from_rpc_error(error)
     raise AssertionError("the call succeeded")

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -46,7 +47,7 @@ async def stack(pair: tuple[Path, Path]) -> AsyncIterator[Stack]:
 
 def reference(target: Path, text: str, count: int) -> list[int]:
     """Greedy continuation by transformers itself."""
-    model = AutoModelForCausalLM.from_pretrained(target)
+    model: Any = AutoModelForCausalLM.from_pretrained(target)
     tokenizer = AutoTokenizer.from_pretrained(target)
     inputs = tokenizer(text, return_tensors="pt")
     with torch.inference_mode():
@@ -110,7 +111,12 @@ async def test_company_does_not_change_the_text(stack: Stack, request_: Generati
     assert stack.target.worker
     sizes: list[int] = []
     run_steps = stack.target.worker.run_steps
-    stack.target.worker.run_steps = lambda steps: (sizes.append(len(steps)), run_steps(steps))[1]  # type: ignore[method-assign]
+
+    def run_and_note(steps: Any) -> Any:
+        sizes.append(len(steps))
+        return run_steps(steps)
+
+    stack.target.worker.run_steps = run_and_note  # type: ignore[method-assign]
 
     together = await asyncio.gather(*(stack.generate(one) for one in requests))
 
@@ -131,9 +137,8 @@ async def test_a_small_table_of_sessions_changes_nothing(pair: tuple[Path, Path]
 async def test_deltas_add_up_to_the_decoded_text(stack: Stack, pair: tuple[Path, Path]) -> None:
     """Streamed text is the decoded text, and no delta breaks a character that the text has whole."""
     generated = await stack.generate(replace(SAMPLED, max_new_tokens=200, ignore_end_of_text=True))
-    whole = AutoTokenizer.from_pretrained(pair[0]).decode(
-        generated.token_ids, skip_special_tokens=True
-    )
+    tokenizer: Any = AutoTokenizer.from_pretrained(pair[0])
+    whole: str = tokenizer.decode(generated.token_ids, skip_special_tokens=True)
 
     assert whole.rstrip("\N{REPLACEMENT CHARACTER}") == generated.text.rstrip(
         "\N{REPLACEMENT CHARACTER}"

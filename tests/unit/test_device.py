@@ -21,6 +21,7 @@ class Model:
     def __init__(self) -> None:
         self.batches: list[list[Any]] = []
         self.threads: set[str] = set()
+        self.begun = threading.Event()
         self.free = threading.Event()
 
     def double(self, requests: Sequence[Any]) -> list[Any]:
@@ -39,6 +40,7 @@ class Model:
         return []
 
     def block(self, requests: Sequence[Any]) -> list[Any]:
+        self.begun.set()
         assert self.free.wait(10)
         return list(requests)
 
@@ -160,10 +162,10 @@ async def test_a_request_cancelled_during_its_pass_harms_nobody(
     device: DeviceThread, model: Model
 ) -> None:
     """Its reply is thrown away, and the thread lives on."""
-    async with busy(device, model):
-        request = await started(device.submit(model.block, "mine"))
-        request.cancel()
-        await asyncio.sleep(0)
+    request = await started(device.submit(model.block, "mine"))
+    await asyncio.to_thread(model.begun.wait, 10)
+    request.cancel()
+    model.free.set()
     assert await device.submit(model.double, 1) == 2
 
 
@@ -209,6 +211,7 @@ async def test_stopping_refuses_what_still_waits(model: Model) -> None:
     """The batch in hand ends; nobody is left waiting for ever, and nothing new is taken."""
     device = DeviceThread("device", batch_limit=4)
     running = await started(device.submit(model.block, "running"))
+    await asyncio.to_thread(model.begun.wait, 10)
     waiting = [await started(device.submit(model.double, 1))]
     stopping = await started(asyncio.to_thread(device.stop))
     while not waiting[-1].done():

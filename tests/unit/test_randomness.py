@@ -103,7 +103,6 @@ def test_the_purposes_never_change() -> None:
         "TARGET": 2,
         "ACCEPT": 3,
         "COUPLED": 4,
-        "PROFILE": 5,
     }
 
 
