@@ -38,6 +38,8 @@ class Session(Generic[Reply]):
     tree: Tree | None = None
     node_rows: dict[int, int] = field(default_factory=dict)
     last_reply: Reply | None = None
+    step_count: int = 0
+    largest_batch: int = 0
 
     def repeated(self, header: StepHeader) -> Reply | None:
         """The reply of the last step if this call repeats it.
@@ -95,8 +97,10 @@ class Session(Generic[Reply]):
         path = (0, *accepted)
         self.cache.keep(start, [self.node_rows[node] for node in path if node in self.node_rows])
 
-    def finish_step(self, header: StepHeader, tree: Tree, reply: Reply) -> None:
-        """Remember the tree and the reply until the next step."""
+    def finish_step(self, header: StepHeader, tree: Tree, reply: Reply, batch_size: int) -> None:
+        """Remember the tree and the reply until the next step; `batch_size` sessions shared it."""
+        self.step_count += 1
+        self.largest_batch = max(self.largest_batch, batch_size)
         self.tree = tree
         self.last_reply = reply
         self.next_step = header.step + 1
@@ -183,10 +187,18 @@ class SessionTable(Generic[Reply]):
     def close(self, session_id: str) -> None:
         """Free a session, at once or as soon as the pass that uses it is over."""
         with self._lock:
+            session = self._sessions.get(session_id)
             if session_id in self._busy:
                 self._closing.add(session_id)
             else:
                 self._drop(session_id)
+        if session:
+            log.info(
+                "session closed",
+                session_id=session_id,
+                step_count=session.step_count,
+                largest_batch=session.largest_batch,
+            )
 
     def enforce_memory_limit(self) -> None:
         """Evict idle sessions until the KV cache fits its limit again.

@@ -191,7 +191,7 @@ class ModelWorker(ABC, Generic[Request, Reply]):
         try:
             results = self.run_steps(steps)
             for (session, request), (tree, reply) in zip(steps, results, strict=True):
-                session.finish_step(request.header, tree, reply)
+                session.finish_step(request.header, tree, reply, len(steps))
         except Exception as error:
             for session, _ in steps:
                 self.sessions.close(session.session_id)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -20,10 +22,16 @@ LARGE = (PlannedTree("greedy", 1, (-1, 0, 0, 1), 1.9, 0.009, 0.02),)
 SECONDS = 15.0
 
 
-@pytest.fixture
-def valkey(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedValkey]:
-    """A server that comes back on its port when it is started again."""
-    with EmbeddedValkey() as server:
+@pytest.fixture(params=["valkey", "redis"])
+def valkey(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[EmbeddedValkey]:
+    """A server that comes back on its port when it is started again; Redis too, where it is."""
+    found = shutil.which("redis-server")
+    if request.param == "redis" and found is None:
+        pytest.skip("no redis-server on this machine")
+    binary = Path(found) if request.param == "redis" and found else None
+    with EmbeddedValkey(binary=binary) as server:
         monkeypatch.setattr(embedded_valkey, "_free_port", lambda: server.port)
         yield server
 

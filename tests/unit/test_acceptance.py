@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from coordinator.acceptance import Acceptance, Trial, accept
-from sequoia.errors import WorkerUnavailableError
+from coordinator.acceptance import Acceptance, Trial, accept, check_grown
+from sequoia.errors import MalformedTreeError, WorkerUnavailableError
 from sequoia.messages import (
     DraftDistribution,
     GrownTree,
@@ -251,3 +251,25 @@ def test_a_tree_without_its_distributions_is_refused() -> None:
     """Without q there is no acceptance rule."""
     with pytest.raises(WorkerUnavailableError, match="does not fit the tree"):
         accept(GrownTree(SMALL), FITTING, settings(SAMPLED), ROOT_POSITION)
+
+
+@pytest.mark.parametrize(
+    ("grown", "complaint"),
+    [
+        (GrownTree(SMALL), "no q"),
+        (GrownTree(SMALL, (draft_distribution(t11=1.0, t13=0.5),)), "cannot have drawn"),
+        (GrownTree(SMALL, (draft_distribution(t11=1.0, t12=0.0),)), "cannot have drawn"),
+        (GrownTree(SMALL, (draft_distribution(t11=np.nan, t12=1.0),)), "cannot have drawn"),
+        (GrownTree(Tree(SMALL.topology, (9, 11, 11)), GROWN.distributions), "cannot have drawn"),
+        (GrownTree(Tree(SMALL.topology, (8, 11, 12)), GROWN.distributions), "another root"),
+    ],
+)
+def test_no_draft_is_trusted(grown: GrownTree, complaint: str) -> None:
+    """A tree that the draft cannot have drawn from its q is refused."""
+    with pytest.raises(MalformedTreeError, match=complaint):
+        check_grown(grown, 9, settings(SAMPLED, 0))
+
+
+def test_an_honest_draft_passes() -> None:
+    """What a draft drew from its q is taken."""
+    check_grown(GROWN, 9, settings(SAMPLED, 0))

@@ -60,6 +60,7 @@ def draft(tmp_path: Path, target: Path) -> Path:
     weights["head_token_ids"] = torch.tensor(HEAD, dtype=torch.int32)
     save_file(weights, folder / "model.safetensors")
     description = {
+        "format": 1,
         "target": "tiny",
         "embedding": EMBEDDING,
         "head": OUTPUT,
@@ -320,3 +321,10 @@ def test_the_hash_of_a_tensor_is_that_of_its_values() -> None:
     assert tensor_sha256(tensor) == tensor_sha256(tensor.t().contiguous().t())
     assert tensor_sha256(tensor) == tensor_sha256(tensor.bfloat16())
     assert tensor_sha256(tensor) != tensor_sha256(tensor.flip(0))
+
+
+def test_a_description_of_another_format_is_refused(draft: Path) -> None:
+    """A draft that a later version wrote is not misread."""
+    rewrite(draft / BORROWED_DRAFT_FILE, format=2)
+    with pytest.raises(ModelError, match="format 2 is not 1"):
+        BorrowedDraft.read(draft)

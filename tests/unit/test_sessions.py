@@ -44,7 +44,7 @@ def verified() -> Session[str]:
     one.advance(StepHeader("s", 0, 3), 9)
     fill(one, TREE.topology.node_count)
     one.node_rows = {node: 2 + node for node in range(TREE.topology.node_count)}
-    one.finish_step(StepHeader("s", 0, 3), TREE, "reply 0")
+    one.finish_step(StepHeader("s", 0, 3), TREE, "reply 0", 1)
     return one
 
 

@@ -1,0 +1,105 @@
+"""What every role answers besides its own methods: health and reflection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from draft_service.grower import Grower
+from sequoia.errors import Reason
+from sequoia.messages import GrownTree, GrowTree
+from sequoia.rpc.channel import RpcChannel
+from sequoia.rpc.codec import GET_INFO, GROW_TREE
+from sequoia.rpc.errors import RemoteError
+from sequoia.rpc.server import RpcServer
+from sequoia.runtime.forward import TreeModel
+from sequoia.runtime.service import WorkerService
+from sequoia.runtime.worker import WorkerLimits
+from tests.stack import HOST
+from tests.tiny import tiny_llama
+
+
+class Role:
+    """A draft worker whose model has not been loaded yet."""
+
+    def __init__(self, server: RpcServer) -> None:
+        self.server = server
+        self.service: WorkerService[GrowTree, GrownTree] = WorkerService(server, GROW_TREE)
+
+    async def become_ready(self) -> Grower:
+        """Load."""
+        worker = Grower("tiny", TreeModel(tiny_llama(12, seed=1)), "sha", WorkerLimits())
+        self.service.set_worker(worker)
+        await self.server.set_serving(True)
+        return worker
+
+
+@pytest.fixture
+async def role() -> AsyncIterator[Role]:
+    """A role that listens."""
+    role = Role(RpcServer())
+    await role.server.start(HOST, 0)
+    yield role
+    await role.server.kill()
+
+
+async def test_health_is_not_serving_until_the_model_is_there(role: Role) -> None:
+    """NOT_SERVING and UNAVAILABLE while loading, SERVING and an answer afterwards."""
+    channel = RpcChannel(f"{HOST}:{role.server.port}")
+    assert not await channel.is_serving()
+    with pytest.raises(RemoteError) as raised:
+        await channel.call(GET_INFO, None)
+    assert raised.value.reason is Reason.NOT_READY
+
+    worker = await role.become_ready()
+
+    assert await channel.is_serving()
+    assert (await channel.call(GET_INFO, None)).model == "tiny"
+    await channel.close()
+    worker.device.stop()
+
+
+async def test_health_answers_during_a_pass(role: Role) -> None:
+    """A model that computes for long keeps nobody from asking after its health."""
+    worker = await role.become_ready()
+    released = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def long_pass() -> None:
+        asyncio.run_coroutine_threadsafe(released.wait(), loop).result()
+
+    passing = asyncio.create_task(worker.device.run(long_pass))
+    channel = RpcChannel(f"{HOST}:{role.server.port}")
+
+    assert await channel.is_serving()
+    assert not passing.done()
+    released.set()
+    await passing
+    await channel.close()
+    worker.device.stop()
+
+
+async def test_every_service_reports_its_own_health(role: Role) -> None:
+    """Health is asked of the server as a whole or of one service; an unknown one is an error."""
+    async with grpc.aio.insecure_channel(f"{HOST}:{role.server.port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for name in ("", "sequoia.v1.DraftService", "sequoia.v1.WorkerService"):
+            reply = await stub.Check(health_pb2.HealthCheckRequest(service=name))
+            assert reply.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stub.Check(health_pb2.HealthCheckRequest(service="unknown"))
+
+
+async def test_reflection_lists_the_services(role: Role) -> None:
+    """A tool that knows no protos can ask what is served."""
+    async with grpc.aio.insecure_channel(f"{HOST}:{role.server.port}") as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        async for reply in stub.ServerReflectionInfo(iter([request])):
+            names = {service.name for service in reply.list_services_response.service}
+            assert {"sequoia.v1.DraftService", "grpc.health.v1.Health"} <= names
