@@ -1,6 +1,6 @@
 # `make help` lists the targets. PYTHON names the interpreter that .venv is made from.
 PYTHON ?= python3
-PYTEST_ARGS ?= -n auto
+PYTEST_ARGS ?= -n auto --dist worksteal
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -23,6 +23,7 @@ def main(
     request_limit: config.RequestLimit = 64,
     max_new_tokens_limit: config.MaxNewTokens = 4096,
     call_timeout: config.CallSeconds = 30.0,
+    draft_timeout: config.DraftSeconds = 5.0,
     target_patience: config.Patience = 60.0,
     log_level: config.LogLevelOption = config.LogLevel.INFO,
 ) -> None:
@@ -43,6 +44,7 @@ def main(
         request_limit,
         max_new_tokens_limit,
         call_timeout,
+        draft_timeout,
         target_patience,
     )
 

@@ -78,13 +78,20 @@ def accept(
         nodes.append(node)
 
 
-def check_grown(grown: GrownTree, root_token_id: int, settings: SessionSettings) -> None:
+def check_grown(
+    grown: GrownTree, root_token_id: int, node_limit: int, settings: SessionSettings
+) -> None:
     """Trust no draft: what it grew must be a tree of tokens that its q can have drawn.
 
     Raises:
-        MalformedTreeError: another root, a child outside the support or twice, or no q for a node.
+        MalformedTreeError: more nodes than asked for, another root, a token outside the vocabulary,
+            a child outside the support or twice, or no q for a node.
     """
     tree, topology = grown.tree, grown.tree.topology
+    if topology.node_count > node_limit:
+        raise MalformedTreeError("the draft grew more than it was asked for", field="tree")
+    if max(tree.token_ids) >= settings.vocabulary_size:
+        raise MalformedTreeError("the draft proposed an unknown token", field="tree.token_ids")
     if tree.token_ids[0] != root_token_id:
         raise MalformedTreeError("the draft grew on another root", field="tree.token_ids")
     if settings.draw_rule is not DrawRule.WITHOUT_REPLACEMENT:

@@ -151,7 +151,9 @@ class Engine:
 
         try:
             grown = await one.draft.step_patiently(sequence.state, make, patience=0.0)
-            check_grown(grown, sequence.root_token_id, sequence.request.settings)
+            check_grown(
+                grown, sequence.root_token_id, topology.node_count, sequence.request.settings
+            )
             return grown
         except SequoiaError as error:
             if error.reason not in TRANSIENT | SESSION_LOST:

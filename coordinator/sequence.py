@@ -61,7 +61,7 @@ class Sequence:
         """Commit a step's tokens, up to the first that ends the sequence; returns what to show."""
         self.step += 1
         self._accepted = acceptance.nodes
-        self._count(grown, verdict, acceptance)
+        self._count(grown, verdict)
         text, shown = "", []
         for token in acceptance.tokens:
             self.token_ids.append(token.token_id)
@@ -70,6 +70,7 @@ class Sequence:
             if self.finish_reason is not None:
                 text += self._text.flush()
                 break
+        self._accepted_count += min(len(acceptance.nodes), len(shown))
         return GenerationChunk(text, tuple(shown))
 
     def _commit(self, token: GeneratedToken) -> str:
@@ -83,10 +84,9 @@ class Sequence:
             self.finish_reason = FinishReason.LENGTH
         return text
 
-    def _count(self, grown: GrownTree, verdict: Verdict, acceptance: Acceptance) -> None:
+    def _count(self, grown: GrownTree, verdict: Verdict) -> None:
         nodes = grown.tree.topology.node_count
         self._drafted += nodes - 1
-        self._accepted_count += len(acceptance.nodes)
         self._draft_seconds += grown.device_seconds
         self._target_seconds += verdict.device_seconds
         self._largest_node_count = max(self._largest_node_count, nodes)

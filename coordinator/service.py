@@ -37,6 +37,7 @@ class CoordinatorSettings:
     request_limit: int = 64
     max_new_tokens: int = MAX_NEW_TOKENS
     call_seconds: float = 30.0
+    draft_call_seconds: float = 5.0
     target_patience_seconds: float = 60.0
 
 
@@ -58,7 +59,7 @@ class CoordinatorService:
         self.settings = settings
         self.target = Worker("target", settings.target_address, settings.call_seconds)
         self.draft = (
-            Worker("draft", settings.draft_address, settings.call_seconds)
+            Worker("draft", settings.draft_address, settings.draft_call_seconds)
             if settings.draft_address
             else None
         )

@@ -48,6 +48,7 @@ class Worker:
         self.call_seconds = call_seconds
         self.info: WorkerInfo | None = None
         self.is_available = False
+        self._look_from = 0.0
         self._closing: set[asyncio.Task[None]] = set()
 
     def lost(self, error: SequoiaError) -> None:
@@ -55,6 +56,9 @@ class Worker:
         if self.is_available:
             log.warning("worker lost", role=self.role, error=error.message)
         self.is_available = False
+        if error.reason is Reason.DEADLINE_EXCEEDED:
+            # It answers health checks and yet is too slow: not to be tried again at once.
+            self._look_from = time.monotonic() + self.call_seconds
 
     async def find(self, tokenizer_sha256: str) -> bool:
         """Look whether the worker is there, and take it into use.
@@ -86,7 +90,7 @@ class Worker:
         refused = ""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            if self.is_available:
+            if self.is_available or time.monotonic() < self._look_from:
                 continue
             try:
                 await self.find(tokenizer_sha256)

@@ -57,7 +57,7 @@ class Basis:
 
 
 class PlannerService:
-    """Keeps a plan in Redis that fits the workers and what was accepted lately."""
+    """Keeps a plan in Redis that fits the workers and what was accepted so far."""
 
     def __init__(self, server: RpcServer, settings: PlannerSettings) -> None:
         self.settings = settings

@@ -67,6 +67,14 @@ Port = Annotated[
         envvar="SEQUOIA_PORT", min=0, max=65535, help="Port to listen on; 0 takes a free one."
     ),
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SEQUOIA_ADDRESS",
+        callback=read_address,
+        help="HOST:PORT of a running system; without it one is started and ended again.",
+    ),
+]
 RedisUrl = Annotated[
     str | None,
     typer.Option(
@@ -168,6 +176,15 @@ CallSeconds = Annotated[
         envvar="SEQUOIA_CALL_TIMEOUT",
         min=0.1,
         help="Seconds that one call to a worker may take.",
+    ),
+]
+DraftSeconds = Annotated[
+    float,
+    typer.Option(
+        "--draft-timeout",
+        envvar="SEQUOIA_DRAFT_TIMEOUT",
+        min=0.1,
+        help="Seconds that a call to the draft worker may take before a step does without it.",
     ),
 ]
 MaxNodes = Annotated[

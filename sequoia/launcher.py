@@ -70,6 +70,7 @@ class RoleProcess:
 
     def start(self) -> None:
         """Start the process; `wait_until_listening` follows."""
+        self._close_output()
         place = ["--host", self.host, "--port", str(self.port)]
         self._process = subprocess.Popen(
             [sys.executable, "-m", self.module, *self._arguments, *place],
@@ -124,7 +125,10 @@ class RoleProcess:
             log.warning("role killed", role=self.module)
             self._process.kill()
             self._process.wait()
-        if self._process.stdout:
+        self._close_output()
+
+    def _close_output(self) -> None:
+        if self._process and self._process.stdout:
             self._process.stdout.close()
 
 

@@ -14,21 +14,12 @@ import typer
 
 from sequoia import config
 from sequoia.cli.session import interrupt_on_terminate, quiet_system
-from sequoia.errors import InvalidArgumentError, SequoiaError
-from sequoia.generation import ChatMessage, Completion, GenerationRequest
+from sequoia.errors import Reason, SequoiaError
+from sequoia.generation import ChatMessage, Completion, FinishReason, GenerationRequest
 from sequoia.launcher import LaunchOptions
 from sequoia.rpc.channel import RpcChannel
 from sequoia.rpc.generation_codec import GENERATE
 from sequoia.settings import SamplingSettings
-
-Address = Annotated[
-    str | None,
-    typer.Option(
-        envvar="SEQUOIA_ADDRESS",
-        callback=config.read_address,
-        help="HOST:PORT of a running system; without it one is started and ended again.",
-    ),
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +73,7 @@ async def ask(
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="A user message, or with --raw plain text.")],
-    address: Address = None,
+    address: config.Address = None,
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
     temperature: Annotated[float, typer.Option(help="0 means greedy.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Keep this much of the mass.")] = 1.0,
@@ -119,11 +110,13 @@ def generate(
             with quiet_system(options) as system:
                 answer = asyncio.run(ask(system.address, request, show))
     except SequoiaError as error:
-        status = 2 if isinstance(error, InvalidArgumentError) else 1
+        status = 2 if error.reason in (Reason.INVALID_ARGUMENT, Reason.PROMPT_TOO_LONG) else 1
         config.fail(f"{error.reason}: {error.message}", status)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     typer.echo(json.dumps(answer.as_json()) if as_json else "")
+    if answer.completion.finish_reason is FinishReason.CANCELLED:
+        config.fail("the server stopped before the text was complete")
 
 
 def _show(text: str) -> None:

@@ -9,6 +9,7 @@ import grpc
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from sequoia.errors import InvalidArgumentError
 from sequoia.rpc.errors import from_rpc_error
 from sequoia.rpc.method import Method
 from sequoia.rpc.server import REQUEST_ID_KEY, TRANSPORT_LIMIT_BYTES
@@ -21,7 +22,7 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", TRANSPORT_LIMIT_BYTES),
     ("grpc.max_send_message_length", TRANSPORT_LIMIT_BYTES),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # also the time that a connection may take
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -43,7 +44,7 @@ class RpcChannel:
         """One request, one reply; `timeout` in seconds."""
         try:
             reply: Reply = await self._callable(method)(
-                request, timeout=timeout, metadata=_metadata()
+                _encoded(method, request), timeout=timeout, metadata=_metadata()
             )
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
@@ -53,7 +54,9 @@ class RpcChannel:
         self, method: Method[Request, Reply], request: Request, timeout: float | None = None
     ) -> AsyncGenerator[Reply, None]:
         """One request, a stream of replies; closing the iterator cancels the call."""
-        call = self._callable(method)(request, timeout=timeout, metadata=_metadata())
+        call = self._callable(method)(
+            _encoded(method, request), timeout=timeout, metadata=_metadata()
+        )
         try:
             async for reply in call:
                 yield reply
@@ -80,10 +83,22 @@ class RpcChannel:
             make = self._channel.unary_stream if method.streams else self._channel.unary_unary
             self._calls[method.path] = make(
                 method.path,
-                request_serializer=method.encode_request,
+                request_serializer=None,
                 response_deserializer=method.decode_reply,
             )
         return self._calls[method.path]
+
+
+def _encoded(method: Method[Request, Any], request: Request) -> bytes:
+    """The request's bytes; made here, since gRPC would send an empty message on failure.
+
+    Raises:
+        InvalidArgumentError: a number does not fit its field.
+    """
+    try:
+        return method.encode_request(request)
+    except ValueError as error:
+        raise InvalidArgumentError(method.name, str(error), "the field's type") from error
 
 
 def _metadata() -> list[tuple[str, str]]:

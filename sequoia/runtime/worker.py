@@ -75,6 +75,7 @@ class ModelWorker(ABC, Generic[Request, Reply]):
         self.tokenizer_sha256 = tokenizer_sha256
         self.limits = limits
         self.instance_id = uuid.uuid4().hex
+        self._scratch = KVCache()
         self.sessions: SessionTable[Reply] = SessionTable(
             limits.session_limit, limits.kv_cache_limit_bytes, limits.idle_seconds
         )
@@ -239,29 +240,27 @@ class ModelWorker(ABC, Generic[Request, Reply]):
                 PROFILE_REPETITION_LIMIT,
                 spec.repetition_count,
             )
-        # One combination at a time, so that requests for text get in between.
-        return [
-            await self.device.submit(self._profile_batch, (*combination, spec.repetition_count))
-            for combination in combinations
-        ]
+        # One pass at a time, so that requests for text get in between; the first is a warm-up.
+        times = []
+        for combination in combinations:
+            seconds = [
+                await self.device.submit(self._time_passes, combination)
+                for _ in range(spec.repetition_count + 1)
+            ]
+            times.append(ForwardTime(*combination, median(seconds[1:])))
+        return times
 
-    def _profile_batch(
-        self, requests: Sequence[tuple[int, int, int, int]]
-    ) -> list[ForwardTime | Exception]:
-        return [self._profile_one(*request) for request in requests]
+    def _time_passes(self, passes: Sequence[tuple[int, int, int]]) -> list[float | Exception]:
+        return [self._time_pass(*one) for one in passes]
 
-    def _profile_one(self, nodes: int, batch: int, prefix: int, repetitions: int) -> ForwardTime:
-        first = KVCache()
-        self.model.prefill(first, [1])
-        caches = [first.repeated(prefix) for _ in range(batch)]
-        seconds = []
-        for _ in range(repetitions + 1):  # the first is a warm-up
-            started = time.perf_counter()
-            self.model.forward([Segment.chain(cache, [1] * nodes) for cache in caches])
-            seconds.append(time.perf_counter() - started)
-            for cache in caches:
-                cache.keep(prefix, [])
-        return ForwardTime(nodes, batch, prefix, median(seconds[1:]))
+    def _time_pass(self, nodes: int, batch: int, prefix: int) -> float:
+        """Seconds of one pass over `nodes` tokens behind `prefix` cached ones, for `batch` sessions."""
+        if not self._scratch.length:
+            self.model.prefill(self._scratch, [1])
+        caches = [self._scratch.repeated(prefix) for _ in range(batch)]
+        started = time.perf_counter()
+        self.model.forward([Segment.chain(cache, [1] * nodes) for cache in caches])
+        return time.perf_counter() - started
 
 
 def _require(field: str, values: Sequence[int], limit: int) -> None:

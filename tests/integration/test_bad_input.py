@@ -12,7 +12,7 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from sequoia.errors import Reason
+from sequoia.errors import InvalidArgumentError, Reason
 from sequoia.generation import ChatMessage, GenerationRequest
 from sequoia.messages import GrowTree, Prefill, ProfileSpec, SessionSettings, StepHeader, VerifyTree
 from sequoia.rpc.channel import RpcChannel
@@ -306,3 +306,12 @@ async def test_an_unreasonable_profile_is_refused(target: RpcChannel) -> None:
     ):
         error = await refused(lambda spec=spec: target.call(PROFILE, spec))  # type: ignore[misc]
         assert error.metadata["field"] == field
+
+
+@pytest.mark.parametrize("fields", [{"seed": 2**64}, {"seed": -1}, {"max_new_tokens": -1}])
+async def test_a_number_that_fits_no_field_is_refused_by_the_caller(
+    stack: Stack, fields: dict[str, int]
+) -> None:
+    """What the wire cannot hold is an error before anything is sent, not an empty request."""
+    with pytest.raises(InvalidArgumentError):
+        await stack.generate(replace(GOOD, **fields))

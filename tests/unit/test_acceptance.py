@@ -267,9 +267,9 @@ def test_a_tree_without_its_distributions_is_refused() -> None:
 def test_no_draft_is_trusted(grown: GrownTree, complaint: str) -> None:
     """A tree that the draft cannot have drawn from its q is refused."""
     with pytest.raises(MalformedTreeError, match=complaint):
-        check_grown(grown, 9, settings(SAMPLED, 0))
+        check_grown(grown, 9, 3, settings(SAMPLED, 0))
 
 
 def test_an_honest_draft_passes() -> None:
     """What a draft drew from its q is taken."""
-    check_grown(GROWN, 9, settings(SAMPLED, 0))
+    check_grown(GROWN, 9, 3, settings(SAMPLED, 0))
