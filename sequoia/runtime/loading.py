@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from sequoia.runtime.catalogue import ModelError
 from sequoia.runtime.forward import TreeModel
@@ -80,6 +81,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> TreeMo
     Raises:
         ModelError: the folder holds no decoder, or its weights are broken or not complete.
     """
+    transformers_logging.disable_progress_bar()  # stderr holds log lines only
     options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
     options |= {"output_loading_info": True, **gguf_arguments(folder)}
     try:

@@ -310,7 +310,7 @@ async def test_an_unreasonable_profile_is_refused(target: RpcChannel) -> None:
 
 @pytest.mark.parametrize("fields", [{"seed": 2**64}, {"seed": -1}, {"max_new_tokens": -1}])
 async def test_a_number_that_fits_no_field_is_refused_by_the_caller(
-    stack: Stack, fields: dict[str, int]
+    stack: Stack, fields: dict[str, Any]
 ) -> None:
     """What the wire cannot hold is an error before anything is sent, not an empty request."""
     with pytest.raises(InvalidArgumentError):
