@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from dataclasses import replace
 from statistics import median
 
@@ -12,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sequoia import config
-from sequoia.cli.generate import Answer, ask
+from sequoia.cli.generate import Answer, ask, show_text
 from sequoia.cli.session import interrupt_on_terminate, quiet_system
 from sequoia.errors import SequoiaError
 from sequoia.generation import ChatMessage, GenerationRequest
@@ -56,7 +55,7 @@ def _run(system: LocalSystem) -> None:
     if system.planner:
         system.planner.wait_until_serving()
     typer.echo(f"\nuser: {PROMPT}\n\nassistant: ", nl=False)
-    with_speculation = [asyncio.run(ask(system.address, request, _show))]
+    with_speculation = [asyncio.run(ask(system.address, request, show_text))]
     without = [asyncio.run(ask(system.address, alone))]
     for _ in range(REPETITIONS - 1):
         with_speculation.append(asyncio.run(ask(system.address, request)))
@@ -96,8 +95,3 @@ async def _plan(system: LocalSystem) -> Plan:
         return await channel.call(GET_PLAN, None, timeout=10)
     finally:
         await channel.close()
-
-
-def _show(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()

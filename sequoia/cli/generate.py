@@ -103,7 +103,7 @@ def generate(
             disable_speculation=no_speculation,
         )
         options = LaunchOptions(target, draft, dtype=dtype, device=device)
-        show = _silent if as_json else _show
+        show = _silent if as_json else show_text
         if address:
             answer = asyncio.run(ask(address, request, show))
         else:
@@ -119,7 +119,8 @@ def generate(
         config.fail("the server stopped before the text was complete")
 
 
-def _show(text: str) -> None:
+def show_text(text: str) -> None:
+    """Write a piece of text to stdout at once."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
