@@ -154,6 +154,7 @@ def _check(grown: GrownTree, verdict: Verdict, settings: SessionSettings) -> Non
         or len(grown.distributions) < wanted
         or len(verdict.distributions) != wanted
         or len(verdict.logprobs) not in (0, topology.node_count)
+        or (verdict.features is not None and len(verdict.features) != topology.node_count)
         or any(
             p.probs.shape != q.token_ids.shape or q.weights.shape != q.token_ids.shape
             for p, q in zip(verdict.distributions, grown.distributions, strict=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -34,6 +34,7 @@ class Participants:
     target: WorkerSession[VerifyTree, Verdict]
     request_class: str
     may_speculate: bool
+    has_features: bool  # the target was asked for them from the first token on
 
 
 class Engine:
@@ -70,6 +71,8 @@ class Engine:
         try:
             if request.echo_prompt_token_ids:
                 yield GenerationChunk(prompt_token_ids=request.prompt_token_ids)
+            if one.has_features:
+                await one.target.open_patiently(one.sequence.state, self._patience)
             while one.sequence.finish_reason is None:
                 if self._stopping:
                     yield one.sequence.cancel()
@@ -114,13 +117,17 @@ class Engine:
         self.active_count += 1
         self._idle.clear()
         sequence = Sequence(request, self._decode)
-        settings, name = request.settings, sequence.session_id
+        may_speculate = self.draft is not None and not request.disable_speculation
+        has_features = may_speculate and _reads_features(self.draft)
+        settings = replace(request.settings, with_features=has_features)
+        name = sequence.session_id
         return Participants(
             sequence,
             WorkerSession(self.draft, GROW_TREE, name, settings) if self.draft else None,
-            WorkerSession(self.target, VERIFY_TREE, name, settings),
+            WorkerSession(self.target, VERIFY_TREE, name, settings, sequence.prefilled),
             request_class(settings.sampling.temperature, settings.draw_rule),
-            not request.disable_speculation,
+            may_speculate,
+            has_features,
         )
 
     def _dismiss(self, one: Participants) -> None:
@@ -145,12 +152,21 @@ class Engine:
         topology = self._topology(one)
         if topology.node_count == 1 or not one.draft or not one.draft.worker.is_available:
             return alone
+        with_features = _reads_features(one.draft.worker)
+        if with_features and not one.has_features:
+            return (
+                alone  # the draft was found, or exchanged for this one, too late for this request
+            )
 
         def make(header: StepHeader) -> GrowTree:
-            return GrowTree(header, sequence.root_token_id, topology)
+            latest = sequence.features.last(len(header.accepted_nodes) + 1)
+            return GrowTree(
+                header, sequence.root_token_id, topology, latest if with_features else None
+            )
 
+        state = sequence.draft_state if with_features else sequence.state
         try:
-            grown = await one.draft.step_patiently(sequence.state, make, patience=0.0)
+            grown = await one.draft.step_patiently(state, make, patience=0.0)
             check_grown(
                 grown, sequence.root_token_id, topology.node_count, sequence.request.settings
             )
@@ -185,3 +201,7 @@ class Engine:
             seconds=round(usage.total_seconds, 3),
         )
         return GenerationChunk(completion=completion)
+
+
+def _reads_features(draft: Worker | None) -> bool:
+    return draft is not None and draft.info is not None and draft.info.feature_size > 0

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 import uuid
+from dataclasses import replace
 
 from coordinator.acceptance import Acceptance
+from coordinator.features import FeatureHistory
 from coordinator.prompt import PreparedRequest
 from coordinator.text import Decode, TextStream
 from coordinator.workers import StepState
 from sequoia.generation import Completion, FinishReason, GeneratedToken, GenerationChunk, Usage
-from sequoia.messages import GrownTree, Verdict
+from sequoia.messages import GrownTree, Prefilled, Verdict
 
 
 class Sequence:
@@ -22,6 +24,7 @@ class Sequence:
         self.token_ids = list(request.prompt_token_ids)
         self.finish_reason: FinishReason | None = None
         self.step = 0
+        self.features = FeatureHistory()
         self._accepted: tuple[int, ...] = ()
         self._text = TextStream(decode, request.stop_strings)
         self._started = time.perf_counter()
@@ -54,14 +57,26 @@ class Sequence:
 
     @property
     def state(self) -> StepState:
-        """What the workers need to know for the next step."""
+        """What the target needs to know for the next step."""
         return StepState(self.step, tuple(self.token_ids), self._accepted)
+
+    @property
+    def draft_state(self) -> StepState:
+        """The same for a draft that reads features."""
+        return replace(self.state, features=self.features.rows)
+
+    def prefilled(self, prefilled: Prefilled) -> None:
+        """The target has read all tokens but the last, for the first time or again."""
+        if prefilled.features is not None:
+            self.features.restart(prefilled.features)
 
     def extend(self, grown: GrownTree, verdict: Verdict, acceptance: Acceptance) -> GenerationChunk:
         """Commit a step's tokens, up to the first that ends the sequence; returns what to show."""
         self.step += 1
         self._accepted = acceptance.nodes
         self._count(grown, verdict)
+        if verdict.features is not None:
+            self.features.append(verdict.features[[0, *acceptance.nodes]])
         text, shown = "", []
         for token in acceptance.tokens:
             self.token_ids.append(token.token_id)

@@ -13,7 +13,7 @@ import structlog
 
 from coordinator.engine import Engine
 from coordinator.prompt import MAX_NEW_TOKENS, PromptReader, RequestLimits
-from coordinator.workers import Worker
+from coordinator.workers import Compatibility, Worker
 from sequoia.errors import NotReadyError
 from sequoia.generation import GenerationChunk, GenerationRequest
 from sequoia.plans import PlanStore
@@ -77,17 +77,17 @@ class CoordinatorService:
 
         Raises:
             ModelError: the target's folder has no tokenizer.
-            IncompatibleModelsError: a worker's model has another tokenizer.
+            IncompatibleModelsError: a worker's model does not fit the others.
         """
         tokenizer = await asyncio.to_thread(load_tokenizer, self._target_folder)
         fingerprint = await asyncio.to_thread(tokenizer_sha256, tokenizer)
-        while not await self.target.find(fingerprint):
-            await self._find_draft(fingerprint)
+        info = await self.target.find(Compatibility(fingerprint))
+        while info is None:
             await asyncio.sleep(FIND_SECONDS)
-        await self._find_draft(fingerprint)
-        info = self.target.info
-        if info is None:
-            raise NotReadyError("the target did not say who it is")
+            info = await self.target.find(Compatibility(fingerprint))
+        needed = Compatibility(fingerprint, info.feature_size)
+        if self.draft:
+            await self.draft.find(needed)
         limits = RequestLimits(
             info.context_length, info.vocabulary_size, self.settings.max_new_tokens
         )
@@ -100,16 +100,11 @@ class CoordinatorService:
             self.settings.request_limit,
             self.settings.target_patience_seconds,
         )
-        self._start(self.target.watch(fingerprint))
-        if self.draft:
-            self._start(self.draft.watch(fingerprint))
+        for worker in filter(None, (self.target, self.draft)):
+            self._start(worker.watch(needed))
         if self._store:
             self._start(self.engine.follow_plans(self._store))
             self._start(self.engine.deliver_statistics(self._store))
-
-    async def _find_draft(self, fingerprint: str) -> None:
-        if self.draft and not self.draft.is_available:
-            await self.draft.find(fingerprint)
 
     async def _generate(
         self, request: GenerationRequest, context: Context

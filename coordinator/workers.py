@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -20,7 +20,14 @@ from sequoia.errors import (
     Reason,
     SequoiaError,
 )
-from sequoia.messages import Prefill, SessionSettings, StepHeader, WorkerInfo
+from sequoia.messages import (
+    Features,
+    Prefill,
+    Prefilled,
+    SessionSettings,
+    StepHeader,
+    WorkerInfo,
+)
 from sequoia.rpc.channel import RpcChannel
 from sequoia.rpc.codec import CLOSE_SESSION, GET_INFO, PREFILL
 from sequoia.rpc.method import Method
@@ -29,14 +36,35 @@ log = structlog.get_logger(__name__)
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
+Result = TypeVar("Result")
 
 WATCH_SECONDS = 0.5
 CLOSE_TIMEOUT_SECONDS = 5.0
 RETRY_SECONDS = 0.2
 SESSION_LOSS_LIMIT = 5
+NO_STEP = -1
 SESSION_LOST = frozenset({Reason.UNKNOWN_SESSION, Reason.STALE_STEP})
 WORKER_LOST = frozenset({Reason.WORKER_UNAVAILABLE, Reason.NOT_READY, Reason.DEADLINE_EXCEEDED})
 TRANSIENT = WORKER_LOST | {Reason.CAPACITY_EXHAUSTED, Reason.INTERNAL}
+
+
+@dataclass(frozen=True, slots=True)
+class Compatibility:
+    """What a worker's model must have in common with the others."""
+
+    tokenizer_sha256: str
+    feature_size: int | None = None  # of the target; None: whatever it is
+
+    def misfit(self, info: WorkerInfo) -> str:
+        """What is wrong with a model; empty where it fits."""
+        if info.tokenizer_sha256 != self.tokenizer_sha256:
+            return "has another tokenizer than the target"
+        if self.feature_size is not None and info.feature_size not in (0, self.feature_size):
+            return (
+                f"reads features of {info.feature_size} elements, and the target gives "
+                f"{self.feature_size}"
+            )
+        return ""
 
 
 class Worker:
@@ -60,22 +88,21 @@ class Worker:
             # It answers health checks and yet is too slow: not to be tried again at once.
             self._look_from = time.monotonic() + self.call_seconds
 
-    async def find(self, tokenizer_sha256: str) -> bool:
-        """Look whether the worker is there, and take it into use.
+    async def find(self, needed: Compatibility) -> WorkerInfo | None:
+        """Look whether the worker is there, and take it into use; None if it is not.
 
         Raises:
-            IncompatibleModelsError: its tokenizer is another than the coordinator's.
+            IncompatibleModelsError: its model does not fit the coordinator's or the target's.
         """
         if not await self.channel.is_serving():
-            return False
+            return None
         try:
             info = await self.channel.call(GET_INFO, None, timeout=self.call_seconds)
         except SequoiaError:
-            return False
-        if info.tokenizer_sha256 != tokenizer_sha256:
+            return None
+        if misfit := needed.misfit(info):
             raise IncompatibleModelsError(
-                f"the {self.role} worker's model {info.model} has another tokenizer than the "
-                "target",
+                f"the {self.role} worker's model {info.model} {misfit}",
                 role=self.role,
                 model=info.model,
             )
@@ -83,9 +110,9 @@ class Worker:
             log.info("worker found", role=self.role, model=info.model, dtype=info.dtype)
         self.info = info
         self.is_available = True
-        return True
+        return info
 
-    async def watch(self, tokenizer_sha256: str) -> None:
+    async def watch(self, needed: Compatibility) -> None:
         """Find the worker again whenever it is lost; never ends."""
         refused = ""
         while True:
@@ -93,7 +120,7 @@ class Worker:
             if self.is_available or time.monotonic() < self._look_from:
                 continue
             try:
-                await self.find(tokenizer_sha256)
+                await self.find(needed)
             except IncompatibleModelsError as error:
                 if refused != error.message:
                     log.error("worker refused", role=self.role, error=error.message)
@@ -125,6 +152,7 @@ class StepState:
     step: int
     token_ids: tuple[int, ...]  # committed; the last one is the root
     accepted: tuple[int, ...]  # nodes of the last step's tree
+    features: Features | None = None  # of all committed tokens but the last, for the draft
 
 
 class WorkerSession(Generic[Request, Reply]):
@@ -136,14 +164,17 @@ class WorkerSession(Generic[Request, Reply]):
         method: Method[Request, Reply],
         session_id: str,
         settings: SessionSettings,
+        on_opened: Callable[[Prefilled], None] = lambda _: None,
     ) -> None:
         self.worker = worker
         self.waited_seconds = 0.0
+        self._on_opened = on_opened
         self._method = method
         self._session_id = session_id
         self._settings = settings
         self._was_opened = False
-        self._next_step = -1  # the step that the worker's session expects; -1: no session
+        self._next_step = NO_STEP  # the step that the worker's session expects
+        self._fresh_step = NO_STEP  # the step that the last prefill was for
 
     async def step(self, state: StepState, make: Callable[[StepHeader], Request]) -> Reply:
         """One step; the session is opened first when there is none or it has missed a step.
@@ -153,17 +184,14 @@ class WorkerSession(Generic[Request, Reply]):
         """
         started = time.perf_counter()
         try:
-            accepted = state.accepted
-            if self._next_step != state.step:
-                await self._open(state)
-                accepted = ()
+            accepted = () if await self._opened(state) else state.accepted
             header = StepHeader(self._session_id, state.step, len(state.token_ids), accepted)
             reply = await self.worker.channel.call(
                 self._method, make(header), timeout=self.worker.call_seconds
             )
         except SequoiaError as error:
             if error.reason in SESSION_LOST:
-                self._next_step = -1
+                self._next_step = self._fresh_step = NO_STEP
             raise
         finally:
             self.waited_seconds += time.perf_counter() - started
@@ -178,11 +206,22 @@ class WorkerSession(Generic[Request, Reply]):
         Raises:
             SequoiaError: it failed for `patience` seconds, or in a way that no repetition mends.
         """
+        return await self._patiently(lambda: self.step(state, make), patience)
+
+    async def open_patiently(self, state: StepState, patience: float) -> None:
+        """Open the session ahead of its first step, as patiently.
+
+        Raises:
+            SequoiaError: it failed for `patience` seconds, or in a way that no repetition mends.
+        """
+        await self._patiently(lambda: self._opened(state), patience)
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[Result]], patience: float) -> Result:
         deadline = time.monotonic() + patience
         losses = 0
         while True:
             try:
-                return await self.step(state, make)
+                return await attempt()
             except SequoiaError as error:
                 if error.reason in SESSION_LOST and losses < SESSION_LOSS_LIMIT:
                     losses += 1
@@ -193,13 +232,21 @@ class WorkerSession(Generic[Request, Reply]):
                     raise
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _open(self, state: StepState) -> None:
-        if self._was_opened:
-            log.info("session rebuilt", role=self.worker.role, step=state.step)
-        self._was_opened = True
-        prefill = Prefill(self._session_id, state.token_ids, state.step, self._settings)
-        await self.worker.channel.call(PREFILL, prefill, timeout=self.worker.call_seconds)
-        self._next_step = state.step
+    async def _opened(self, state: StepState) -> bool:
+        """Open the session if it does not expect this step; says if it is fresh from its prefill."""
+        if self._next_step != state.step:
+            if self._was_opened:
+                log.info("session rebuilt", role=self.worker.role, step=state.step)
+            self._was_opened = True
+            prefill = Prefill(
+                self._session_id, state.token_ids, state.step, self._settings, state.features
+            )
+            prefilled = await self.worker.channel.call(
+                PREFILL, prefill, timeout=self.worker.call_seconds
+            )
+            self._on_opened(prefilled)
+            self._next_step = self._fresh_step = state.step
+        return self._fresh_step == state.step
 
     def close(self) -> None:
         """Free the session on the worker, if it ever had one."""

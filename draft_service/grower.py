@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sequoia.errors import InvalidArgumentError, MalformedTreeError
-from sequoia.messages import DraftDistribution, GrownTree, GrowTree
+from sequoia.messages import DraftDistribution, Features, GrownTree, GrowTree, Prefill
 from sequoia.randomness import Purpose, coupled_noise, uniforms
+from sequoia.runtime.features import unpack_features
 from sequoia.runtime.forward import Segment
 from sequoia.runtime.sessions import Session
 from sequoia.runtime.worker import ModelWorker
@@ -36,6 +37,7 @@ class Growth:
     distributions: list[DraftDistribution] = field(default_factory=list)
     level: list[int] = field(default_factory=lambda: [0])  # nodes of the deepest level so far
     row_depths: list[int] = field(default_factory=list)  # of the cache rows behind the root's
+    features: dict[int, Tensor] = field(default_factory=dict)  # [hidden] the draft's own, by node
 
     @property
     def root_position(self) -> int:
@@ -92,6 +94,54 @@ class Grower(ModelWorker[GrowTree, GrownTree]):
                 deepest,
             )
 
+    @property
+    def feature_size(self) -> int:
+        """See `ModelWorker.feature_size`; 0 for a draft that reads tokens alone."""
+        return self.model.feature_size if self.model.reads_features else 0
+
+    def run_prefill(self, session: Session[GrownTree], request: Prefill) -> None:
+        """See `ModelWorker.run_prefill`.
+
+        Raises:
+            InvalidArgumentError: not the features that this draft reads.
+        """
+        tokens = request.token_ids[:-1]
+        features = None
+        if self.model.reads_features and tokens:
+            self._check_features(request.features, len(tokens))
+            features = torch.cat([self._before_first(), self._unpacked(request.features)[:-1]])
+        self.model.prefill(session.cache, tokens, features)
+
+    def check_in_session(self, session: Session[GrownTree], request: GrowTree) -> None:
+        """See `ModelWorker.check_in_session`."""
+        if self.model.reads_features:
+            committed = len(request.header.accepted_nodes) + 1
+            self._check_features(request.features, min(committed, request.header.base_length - 1))
+
+    def _check_features(self, features: Features | None, rows: int) -> None:
+        wanted = [rows, self.feature_size]
+        shape = [0, self.feature_size] if features is None else list(features.shape)
+        if shape != wanted:
+            raise InvalidArgumentError("features", f"shape {shape}, {wanted} wanted", wanted, shape)
+
+    def _read_features(self, session: Session[GrownTree], features: Features | None) -> None:
+        """Keep what the draft shall read at the committed tokens that are not cached yet."""
+        read = [self._unpacked(features)]
+        if session.features is not None:  # the last tree was the root alone, which was not read
+            read.insert(0, session.features)
+        elif not session.cache.length:
+            read.insert(0, self._before_first())
+        session.features = torch.cat(read)
+
+    def _unpacked(self, features: Features | None) -> Tensor:
+        if features is None:
+            return self._before_first()[:0]
+        return unpack_features(features, self.model.dtype, self.model.device)
+
+    def _before_first(self) -> Tensor:
+        """The feature before the first token, where the target has read nothing: zeros, `[1, hidden]`."""
+        return torch.zeros(1, self.feature_size, dtype=self.model.dtype, device=self.model.device)
+
     def run_steps(
         self, steps: Sequence[tuple[Session[GrownTree], GrowTree]]
     ) -> list[tuple[Tree, GrownTree]]:
@@ -101,10 +151,20 @@ class Grower(ModelWorker[GrowTree, GrownTree]):
             Growth(session, request.topology, token_ids=[request.root_token_id])
             for session, request in steps
         ]
+        if self.model.reads_features:
+            for session, request in steps:
+                self._read_features(session, request.features)
         growing = [growth for growth in growths if growth.next_inner_nodes()]
         while growing:
             self._grow_level(growing)
             growing = [growth for growth in growing if growth.next_inner_nodes()]
+        if self.model.reads_features:
+            for session, _ in steps:
+                # The nodes were read with the draft's own features. Those that are accepted are
+                # read again, with the target's; only the root's row is there to stay.
+                session.node_rows = {
+                    node: row for node, row in session.node_rows.items() if not node
+                }
         seconds = time.perf_counter() - started
         return [
             (tree := growth.tree(), GrownTree(tree, tuple(growth.distributions), seconds))
@@ -115,10 +175,11 @@ class Grower(ModelWorker[GrowTree, GrownTree]):
         """Forward the deepest nodes that shall have children, and draw these."""
         inner = [growth.next_inner_nodes() for growth in growths]
         segments = [_segment(growth, nodes) for growth, nodes in zip(growths, inner, strict=True)]
-        logits = self.model.forward(segments)
-        for growth, nodes, rows in zip(growths, inner, logits, strict=True):
+        outputs = self.model.forward(segments)
+        for growth, nodes, output in zip(growths, inner, outputs, strict=True):
             first = len(growth.token_ids)
-            self._draw_children(growth, nodes, rows[-len(nodes) :])
+            growth.features.update(zip(nodes, output.features[-len(nodes) :], strict=True))
+            self._draw_children(growth, nodes, output.logits[-len(nodes) :])
             growth.level = list(range(first, len(growth.token_ids)))
 
     def _draw_children(self, growth: Growth, nodes: Sequence[int], logits: Tensor) -> None:
@@ -172,7 +233,8 @@ def _segment(growth: Growth, nodes: Sequence[int]) -> Segment:
     cache, committed = session.cache, len(session.token_ids)
     if nodes[0] == 0:
         session.node_rows[0] = committed - 1
-        return Segment.chain(cache, session.token_ids[cache.length :])
+        features, session.features = session.features, None
+        return Segment.chain(cache, session.token_ids[cache.length :], features)
     start = cache.length
     depth = len(growth.path(nodes[0]))
     visible = np.zeros((len(nodes), start + len(nodes)), dtype=np.bool_)
@@ -187,7 +249,9 @@ def _segment(growth: Growth, nodes: Sequence[int]) -> Segment:
         [np.arange(committed), growth.root_position + np.array(growth.row_depths)]
     )
     tokens = [growth.token_ids[node] for node in nodes]
-    return Segment(cache, tokens, positions, visible, key_positions)
+    # Above the root only the target's features are read, below it the draft's own of the parents.
+    features = torch.stack([growth.features[growth.parents[node]] for node in nodes])
+    return Segment(cache, tokens, positions, visible, key_positions, features)
 
 
 def _draw_without_replacement(

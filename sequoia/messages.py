@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 from sequoia.settings import DrawRule, SamplingSettings
 from sequoia.tree import Topology, Tree
 
+Features = NDArray[np.uint16]
+"""Hidden states that the target's output layer read, `[positions, hidden]`: the bits of bfloat16
+numbers, which numpy has no type for."""
+
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
@@ -22,6 +26,7 @@ class SessionSettings:
     prompt_token_count: int
     vocabulary_size: int
     logprob_count: int | None = None
+    with_features: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,15 @@ class Prefill:
     token_ids: tuple[int, ...]
     next_step: int
     settings: SessionSettings
+    features: Features | None = None  # of all tokens but the last, for a draft that reads them
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """The session is open."""
+
+    device_seconds: float
+    features: Features | None = None  # of all tokens but the last, where asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +65,8 @@ class GrowTree:
     header: StepHeader
     root_token_id: int
     topology: Topology
+    # Of the positions before the accepted nodes and before the root, for a draft that reads them.
+    features: Features | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +125,7 @@ class Verdict:
     token_ids: tuple[int, ...]
     distributions: tuple[TargetDistribution, ...] = ()
     logprobs: tuple[NodeLogprobs, ...] = ()
+    features: Features | None = None  # of every node, where asked for
     device_seconds: float = 0.0
     batch_size: int = 1
 
@@ -129,6 +146,7 @@ class WorkerInfo:
     kv_cache_bytes: int
     node_limit: int
     instance_id: str
+    feature_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sequoia.errors import InvalidArgumentError, MalformedTreeError
-from sequoia.messages import NodeLogprobs, Prefill, TargetDistribution, Verdict, VerifyTree
+from sequoia.messages import (
+    NodeLogprobs,
+    Prefill,
+    Prefilled,
+    TargetDistribution,
+    Verdict,
+    VerifyTree,
+)
 from sequoia.randomness import Purpose, coupled_noise, uniforms
-from sequoia.runtime.forward import Segment
+from sequoia.runtime.features import pack_features
+from sequoia.runtime.forward import PassOutput, Segment
 from sequoia.runtime.sessions import Session
 from sequoia.runtime.worker import ModelWorker
 from sequoia.sampling import draw_index, penalise, warp
@@ -47,7 +55,12 @@ class Verifier(ModelWorker[VerifyTree, Verdict]):
                 deepest,
             )
 
-    async def prefill(self, request: Prefill) -> float:
+    @property
+    def feature_size(self) -> int:
+        """See `ModelWorker.feature_size`."""
+        return self.model.feature_size
+
+    async def prefill(self, request: Prefill) -> Prefilled:
         """See `ModelWorker.prefill`; the target, unlike a draft, must know every token.
 
         Raises:
@@ -82,10 +95,12 @@ class Verifier(ModelWorker[VerifyTree, Verdict]):
     def run_steps(self, steps: Sequence[Step]) -> list[tuple[Tree, Verdict]]:
         """See `ModelWorker.run_steps`."""
         started = time.perf_counter()
-        logits = self.model.forward([_segment(session, request.tree) for session, request in steps])
+        outputs = self.model.forward(
+            [_segment(session, request.tree) for session, request in steps]
+        )
         verdicts = [
-            _verdict(session, request, rows)
-            for (session, request), rows in zip(steps, logits, strict=True)
+            _verdict(session, request, output)
+            for (session, request), output in zip(steps, outputs, strict=True)
         ]
         seconds = time.perf_counter() - started
         return [
@@ -103,9 +118,9 @@ def _segment(session: Session[Verdict], tree: Tree) -> Segment:
     return Segment.tree(session.cache, tree.topology, tree.token_ids)
 
 
-def _verdict(session: Session[Verdict], request: VerifyTree, raw: Tensor) -> Verdict:
-    """The target's word on every node, from its logits `[nodes, vocabulary]`."""
-    settings, tree = session.settings, request.tree
+def _verdict(session: Session[Verdict], request: VerifyTree, output: PassOutput) -> Verdict:
+    """The target's word on every node."""
+    settings, tree, raw = session.settings, request.tree, output.logits
     logits = _penalised(session, tree, raw) if settings.sampling.has_penalties else raw
     distributions: tuple[TargetDistribution, ...] = ()
     if settings.draw_rule is DrawRule.GREEDY:
@@ -120,7 +135,8 @@ def _verdict(session: Session[Verdict], request: VerifyTree, raw: Tensor) -> Ver
         if settings.logprob_count is None
         else _logprobs(request, raw, token_ids, settings.logprob_count)
     )
-    return Verdict(tuple(token_ids), distributions, logprobs)
+    features = pack_features(output.features) if settings.with_features else None
+    return Verdict(tuple(token_ids), distributions, logprobs, features)
 
 
 def _penalised(session: Session[Verdict], tree: Tree, logits: Tensor) -> Tensor:

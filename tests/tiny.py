@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from sequoia.runtime.loading import tensor_sha256
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }} {{ message['content'] }} {% endfor %}"
@@ -90,3 +94,38 @@ def byte_pair(folder: Path) -> tuple[Path, Path]:
     draft = nudged(tiny_llama(257, seed=3), 0.1, seed=4)
     draft.resize_token_embeddings(272)
     return target, save_model(folder / "draft", draft, byte_tokenizer())
+
+
+def feature_draft(folder: Path, target: Path, influence: float = 0.05) -> Path:
+    """A feature-conditioned draft that mostly agrees: all of a target's layers, and some influence.
+
+    Half of the vocabulary's upper end is missing from its head.
+    """
+    model = AutoModelForCausalLM.from_pretrained(target)
+    weights = {
+        name: tensor.detach().contiguous()
+        for name, tensor in model.state_dict().items()
+        if "embed_tokens" not in name and "lm_head" not in name
+    }
+    hidden = model.config.hidden_size
+    torch.manual_seed(11)
+    fusion = torch.cat([torch.eye(hidden), influence * torch.randn(hidden, hidden)], dim=1)
+    embedding = model.model.embed_tokens.weight.detach()
+    model.config.save_pretrained(folder)
+    save_file(
+        {
+            **weights,
+            "fusion.weight": fusion,
+            "head_token_ids": torch.arange(model.config.vocab_size * 3 // 4, dtype=torch.int32),
+        },
+        folder / "model.safetensors",
+    )
+    described = {
+        "format": 1,
+        "target": target.name,
+        "embedding": "model.embed_tokens.weight",
+        "head": "lm_head.weight",
+        "embedding_sha256": tensor_sha256(embedding),
+    }
+    (folder / "sequoia_draft.json").write_text(json.dumps(described))
+    return folder

@@ -5,6 +5,7 @@ Decoders raise a `SequoiaError` that names the field; they never return a half-v
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +24,8 @@ _ELEMENT_TYPES: dict[array_pb2.ElementType, np.dtype[Any]] = {
     array_pb2.ELEMENT_TYPE_FLOAT16: np.dtype("<f2"),
     array_pb2.ELEMENT_TYPE_FLOAT32: np.dtype("<f4"),
     array_pb2.ELEMENT_TYPE_UINT32: np.dtype("<u4"),
+    # numpy has no bfloat16: its bits.
+    array_pb2.ELEMENT_TYPE_BFLOAT16: np.dtype("<u2"),
 }
 _ELEMENT_NUMBERS = {dtype: number for number, dtype in _ELEMENT_TYPES.items()}
 _DRAW_RULES = {
@@ -44,8 +47,8 @@ def encode_array(array: NDArray[Any]) -> array_pb2.Array:
     )
 
 
-def decode_array(array: array_pb2.Array, field: str, expected: str) -> NDArray[Any]:
-    """A vector of the expected element type (`<u4`, `<f2`, `<f4`).
+def decode_array(array: array_pb2.Array, field: str, expected: str, rank: int = 1) -> NDArray[Any]:
+    """An array of the expected element type (`<u4`, `<f2`, `<f4`, `<u2`) and rank.
 
     Raises:
         InvalidArgumentError: another type or rank, or the data do not fill the shape.
@@ -53,13 +56,24 @@ def decode_array(array: array_pb2.Array, field: str, expected: str) -> NDArray[A
     dtype = _ELEMENT_TYPES.get(array.element_type)
     if dtype != np.dtype(expected):
         raise InvalidArgumentError(f"{field}.element_type", "wrong element type", expected, dtype)
-    if len(array.shape) != 1 or array.shape[0] * dtype.itemsize != len(array.data):
+    if len(array.shape) != rank or math.prod(array.shape) * dtype.itemsize != len(array.data):
         raise InvalidArgumentError(
             f"{field}.shape",
             f"shape {list(array.shape)} does not describe {len(array.data)} bytes of {dtype}",
             len(array.data),
         )
-    return np.frombuffer(array.data, dtype=dtype)
+    return np.frombuffer(array.data, dtype=dtype).reshape(array.shape)
+
+
+def _encode_features(features: m.Features | None) -> array_pb2.Array | None:
+    return None if features is None else encode_array(features)
+
+
+def _decode_features(message: Any) -> m.Features | None:
+    """The field `features` of a message, where it is set."""
+    if not message.HasField("features"):
+        return None
+    return decode_array(message.features, "features", "<u2", rank=2)
 
 
 def encode_seconds(seconds: float) -> Duration:
@@ -156,12 +170,14 @@ def _encode_prefill(prefill: m.Prefill) -> bytes:
         prompt_token_count=s.prompt_token_count,
         logprob_count=s.logprob_count,
         vocabulary_size=s.vocabulary_size,
+        with_features=s.with_features,
     )
     return worker_pb2.PrefillRequest(
         session_id=prefill.session_id,
         token_ids=prefill.token_ids,
         next_step=prefill.next_step,
         settings=settings,
+        features=_encode_features(prefill.features),
     ).SerializeToString()
 
 
@@ -179,10 +195,27 @@ def _decode_prefill(data: bytes) -> m.Prefill:
         prompt_token_count=s.prompt_token_count,
         vocabulary_size=s.vocabulary_size or 2**31 - 1,
         logprob_count=s.logprob_count if s.HasField("logprob_count") else None,
+        with_features=s.with_features,
     )
     return m.Prefill(
-        _session_id(message.session_id), tuple(message.token_ids), message.next_step, settings
+        _session_id(message.session_id),
+        tuple(message.token_ids),
+        message.next_step,
+        settings,
+        _decode_features(message),
     )
+
+
+def _encode_prefilled(prefilled: m.Prefilled) -> bytes:
+    return worker_pb2.PrefillResponse(
+        device_time=encode_seconds(prefilled.device_seconds),
+        features=_encode_features(prefilled.features),
+    ).SerializeToString()
+
+
+def _decode_prefilled(data: bytes) -> m.Prefilled:
+    message = parse(worker_pb2.PrefillResponse, data)
+    return m.Prefilled(decode_seconds(message.device_time), _decode_features(message))
 
 
 def _encode_grow(request: m.GrowTree) -> bytes:
@@ -190,6 +223,7 @@ def _encode_grow(request: m.GrowTree) -> bytes:
         header=encode_header(request.header),
         root_token_id=request.root_token_id,
         parent_indices=request.topology.parents,
+        features=_encode_features(request.features),
     ).SerializeToString()
 
 
@@ -199,6 +233,7 @@ def _decode_grow(data: bytes) -> m.GrowTree:
         decode_header(message.header),
         message.root_token_id,
         decode_topology(message.parent_indices, "parent_indices"),
+        _decode_features(message),
     )
 
 
@@ -263,6 +298,7 @@ def _encode_verdict(verdict: m.Verdict) -> bytes:
             )
             for n in verdict.logprobs
         ],
+        features=_encode_features(verdict.features),
         device_time=encode_seconds(verdict.device_seconds),
         batch_size=verdict.batch_size,
     ).SerializeToString()
@@ -287,6 +323,7 @@ def _decode_verdict(data: bytes) -> m.Verdict:
             )
             for n in message.logprobs
         ),
+        _decode_features(message),
         decode_seconds(message.device_time),
         message.batch_size,
     )
@@ -361,10 +398,8 @@ PREFILL = Method(
     "Prefill",
     _encode_prefill,
     _decode_prefill,
-    lambda seconds: worker_pb2.PrefillResponse(
-        device_time=encode_seconds(seconds)
-    ).SerializeToString(),
-    lambda data: decode_seconds(parse(worker_pb2.PrefillResponse, data).device_time),
+    _encode_prefilled,
+    _decode_prefilled,
 )
 CLOSE_SESSION = Method(
     "sequoia.v1.WorkerService",

@@ -1,21 +1,33 @@
-"""One pass over the trees of several sessions: any transformers decoder, with a tree mask."""
+"""One pass over the trees of several sessions: any transformers decoder, with a tree mask.
+
+A draft may also be *feature-conditioned* (Li et al., "EAGLE", arXiv 2401.15077): beside the token at a
+position it reads the target's feature of the position before, that is the hidden state from which the
+target's output layer made its distribution.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from sequoia.runtime.cache import KVCache, PassCache
 from sequoia.tree import Topology
 
 PREFILL_CHUNK = 512
+
+
+class PassOutput(NamedTuple):
+    """What a pass says of some rows."""
+
+    logits: Tensor  # fp32 [rows, output rows]
+    features: Tensor  # [rows, hidden], what the output layer reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +39,19 @@ class Segment:
     positions: Sequence[int]
     visible: NDArray[np.bool_]  # [new rows, valid rows + new rows]
     key_positions: NDArray[np.int64]  # [valid rows + new rows]
+    # [new rows, hidden], each of the position before its row; read by feature-conditioned models
+    # only, for which None means zeros.
+    features: Tensor | None = None
 
     @classmethod
-    def chain(cls, cache: KVCache, token_ids: Sequence[int]) -> Segment:
+    def chain(
+        cls, cache: KVCache, token_ids: Sequence[int], features: Tensor | None = None
+    ) -> Segment:
         """Tokens that follow the cached ones, each seeing all before it."""
         count, start = len(token_ids), cache.length
         visible = np.tri(count, start + count, start, dtype=np.bool_)
         positions = range(start, start + count)
-        return cls(cache, token_ids, positions, visible, np.arange(start + count))
+        return cls(cache, token_ids, positions, visible, np.arange(start + count), features)
 
     @classmethod
     def tree(cls, cache: KVCache, topology: Topology, token_ids: Sequence[int]) -> Segment:
@@ -51,11 +68,24 @@ class TreeModel:
     """A decoder that runs segments; the only place that knows how transformers wants its inputs.
 
     `token_ids` maps the rows of a reduced output layer to the vocabulary; None for a full one.
+    `fusion` makes the input of a feature-conditioned draft's first layer from the token's embedding
+    and the feature, end to end; None for a model that reads tokens alone. `feature_size` counts the
+    elements of the features that the model reads, or else of those that it makes.
     """
 
-    def __init__(self, model: Any, token_ids: Tensor | None = None) -> None:
+    def __init__(
+        self, model: Any, token_ids: Tensor | None = None, fusion: nn.Linear | None = None
+    ) -> None:
         self.model = model.eval()
         self.token_ids = token_ids
+        self.reads_features = fusion is not None
+        self.feature_size = int(
+            model.get_output_embeddings().weight.shape[1]
+            if fusion is None
+            else fusion.in_features - model.get_input_embeddings().weight.shape[1]
+        )
+        if fusion is not None:
+            model.add_module("fusion", fusion)  # to be moved and packed with the rest
         text_config = model.config.get_text_config(decoder=True)
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
@@ -77,13 +107,15 @@ class TreeModel:
         )
         parameters = inspect.signature(model.forward).parameters
         self._trims_logits = "logits_to_keep" in parameters
+        self._features: Tensor | None = None  # of the last pass, [segments, width, hidden]
+        model.get_decoder().register_forward_hook(self._take_features)
 
     @torch.inference_mode()
-    def forward(self, segments: Sequence[Segment], with_logits: bool = True) -> list[Tensor]:
+    def forward(self, segments: Sequence[Segment], with_logits: bool = True) -> list[PassOutput]:
         """Run one pass; the caches' new rows become valid.
 
         Returns:
-            Per segment, fp32 logits `[new rows, output rows]`; empty without logits.
+            Per segment, what the pass says of its new rows; the logits are empty without logits.
         """
         counts = [len(segment.token_ids) for segment in segments]
         width = max(counts)
@@ -96,31 +128,73 @@ class TreeModel:
         token_ids.clamp_(max=self.embedding_size - 1)
         arguments: dict[str, Any] = {"logits_to_keep": 1} if self._trims_logits else {}
         output = self.model(
-            input_ids=token_ids.to(self.device),
+            **self._inputs(token_ids, [segment.features for segment in segments]),
             position_ids=positions.to(self.device),
             attention_mask=self._masks(segments, width),
             past_key_values=PassCache([segment.cache for segment in segments], counts),
             use_cache=True,
             **({} if with_logits else arguments),
         )
+        features = self._taken()
         for segment, count in zip(segments, counts, strict=True):
             segment.cache.length += count
-        if not with_logits:
-            return []
-        return [output.logits[row, :count].float() for row, count in enumerate(counts)]
+        logits = output.logits if with_logits else output.logits[:, :0]
+        return [
+            PassOutput(logits[row, :count].float(), features[row, :count])
+            for row, count in enumerate(counts)
+        ]
 
-    def prefill(self, cache: KVCache, token_ids: Sequence[int]) -> None:
-        """Append tokens to a cache, in chunks that bound the memory of a pass."""
+    def prefill(
+        self, cache: KVCache, token_ids: Sequence[int], features: Tensor | None = None
+    ) -> Tensor:
+        """Append tokens to a cache, in chunks that bound the memory of a pass.
+
+        Args:
+            cache: to append to.
+            token_ids: the tokens.
+            features: as in `Segment`, `[tokens, hidden]`.
+
+        Returns:
+            The tokens' own features, `[tokens, hidden]`.
+        """
+        made = [torch.empty(0, self.feature_size, dtype=self.dtype, device=self.device)]
         for start in range(0, len(token_ids), PREFILL_CHUNK):
-            chunk = token_ids[start : start + PREFILL_CHUNK]
-            self.forward([Segment.chain(cache, chunk)], with_logits=False)
+            part = slice(start, start + PREFILL_CHUNK)
+            read = None if features is None else features[part]
+            (output,) = self.forward(
+                [Segment.chain(cache, token_ids[part], read)], with_logits=False
+            )
+            made.append(output.features)
+        return torch.cat(made)
 
     @torch.inference_mode()
-    def plain(self, token_ids: Sequence[int]) -> Tensor:
-        """fp32 logits `[tokens, output rows]` as transformers has them, without our cache and mask."""
-        tokens = torch.tensor([token_ids], device=self.device)
-        logits: Tensor = self.model(input_ids=tokens, use_cache=False).logits[0].float()
-        return logits
+    def plain(self, token_ids: Sequence[int], features: Tensor | None = None) -> PassOutput:
+        """One sequence as transformers has it, without our cache and mask; arguments as `prefill`'s."""
+        inputs = self._inputs(torch.tensor([token_ids]), [features])
+        logits: Tensor = self.model(**inputs, use_cache=False).logits[0].float()
+        return PassOutput(logits, self._taken()[0])
+
+    def _inputs(self, token_ids: Tensor, features: Sequence[Tensor | None]) -> dict[str, Tensor]:
+        """What the model reads: ids `[segments, width]`, or their embeddings fused with features."""
+        token_ids = token_ids.to(self.device)
+        if not self.reads_features:
+            return {"input_ids": token_ids}
+        embedded = self.model.get_input_embeddings()(token_ids)
+        read = embedded.new_zeros(*token_ids.shape, self.feature_size)
+        for row, some in enumerate(features):
+            if some is not None:
+                read[row, : len(some)] = some
+        return {"inputs_embeds": self.model.fusion(torch.cat([embedded, read], -1))}
+
+    def _take_features(self, _module: nn.Module, _arguments: Any, output: Any) -> None:
+        self._features = output.last_hidden_state
+
+    def _taken(self) -> Tensor:
+        """The features of the pass that has just run, not held any longer than they are needed."""
+        features, self._features = self._features, None
+        if features is None:
+            raise TypeError("the model's decoder hands out no last hidden state")
+        return features
 
     def _masks(self, segments: Sequence[Segment], width: int) -> Tensor | dict[str, Tensor]:
         full = self._mask(segments, width, None)

@@ -20,6 +20,7 @@ from sequoia.runtime.tokenization import gguf_arguments
 
 BORROWED_DRAFT_FILE = "sequoia_draft.json"
 BORROWED_DRAFT_FORMAT = 1
+FUSION = "fusion.weight"
 # What broken files make safetensors, transformers and torch raise.
 BROKEN_FILES = (OSError, ValueError, KeyError, IndexError, RuntimeError, SafetensorError)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -109,14 +110,18 @@ def load_draft(
     if target_folder is None:
         raise ModelError(f"{folder}: this draft borrows from {borrowed.target}: name its target")
     try:
-        model, token_ids = _assemble(folder, borrowed, target_folder)
+        model, token_ids, fusion = _assemble(folder, borrowed, target_folder)
     except BROKEN_FILES as error:
         raise ModelError(f"{folder}: {error}") from error
-    return TreeModel(model.to(device, dtype), token_ids.to(device))
+    if fusion is not None:
+        fusion.to(device, dtype)
+    return TreeModel(model.to(device, dtype), token_ids.to(device), fusion)
 
 
-def _assemble(folder: Path, borrowed: BorrowedDraft, target_folder: Path) -> tuple[Any, Tensor]:
-    """A draft's layers between its target's embedding and head; and the ids of the head's rows."""
+def _assemble(
+    folder: Path, borrowed: BorrowedDraft, target_folder: Path
+) -> tuple[Any, Tensor, torch.nn.Linear | None]:
+    """A draft's layers between its target's embedding and head, the ids of the head's rows, its fusion."""
     embedding = _read_tensor(target_folder, borrowed.embedding)
     if tensor_sha256(embedding) != borrowed.embedding_sha256:
         raise ModelError(
@@ -127,6 +132,11 @@ def _assemble(folder: Path, borrowed: BorrowedDraft, target_folder: Path) -> tup
     head = weights.pop("lm_head.weight", None)
     if head is None:
         head = _read_tensor(target_folder, borrowed.head)[token_ids]
+    fusion = None
+    if (fusion_weight := weights.pop(FUSION, None)) is not None:
+        size, width = fusion_weight.shape
+        fusion = torch.nn.Linear(width, size, bias=False)
+        fusion.load_state_dict({"weight": fusion_weight})
     config = AutoConfig.from_pretrained(folder)
     config.tie_word_embeddings = False
     model: Any = AutoModelForCausalLM.from_config(config)
@@ -137,7 +147,7 @@ def _assemble(folder: Path, borrowed: BorrowedDraft, target_folder: Path) -> tup
     missing, unexpected = model.load_state_dict(weights, strict=False)
     if missing or unexpected:
         raise ModelError(f"{folder}: weights missing {missing}, unexpected {unexpected}")
-    return model, token_ids
+    return model, token_ids, fusion
 
 
 def tensor_sha256(tensor: Tensor) -> str:

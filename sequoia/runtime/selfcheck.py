@@ -59,7 +59,7 @@ def tree_deviation(model: TreeModel) -> float:
     deviation = 0.0
     for node in range(TREE.node_count):
         path = [nodes[0], *(nodes[index] for index in TREE.path(node))]
-        plain = model.plain([*prefix, *path])[-1]
-        difference = torch.log_softmax(over_tree[node], -1) - torch.log_softmax(plain, -1)
+        plain = model.plain([*prefix, *path]).logits[-1]
+        difference = torch.log_softmax(over_tree.logits[node], -1) - torch.log_softmax(plain, -1)
         deviation = max(deviation, float(difference.abs().max()))
     return deviation

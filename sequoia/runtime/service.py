@@ -8,7 +8,7 @@ from typing import Generic
 import torch
 
 from sequoia.errors import NotReadyError
-from sequoia.messages import ForwardTime, Prefill, ProfileSpec, WorkerInfo
+from sequoia.messages import ForwardTime, Prefill, Prefilled, ProfileSpec, WorkerInfo
 from sequoia.rpc.codec import CLOSE_SESSION, GET_INFO, PREFILL, PROFILE
 from sequoia.rpc.method import Method
 from sequoia.rpc.role import serve
@@ -46,7 +46,7 @@ class WorkerService(Generic[Request, Reply]):
     async def _step(self, request: Request, _: Context) -> Reply:
         return await self.worker.step(request)
 
-    async def _prefill(self, request: Prefill, _: Context) -> float:
+    async def _prefill(self, request: Prefill, _: Context) -> Prefilled:
         return await self.worker.prefill(request)
 
     async def _close_session(self, session_id: str, _: Context) -> None:

@@ -11,6 +11,7 @@ from threading import Lock
 from typing import Generic, TypeVar
 
 import structlog
+from torch import Tensor
 
 from sequoia.errors import CapacityError, MalformedTreeError, StaleStepError, UnknownSessionError
 from sequoia.messages import Prefill, SessionSettings, StepHeader
@@ -34,6 +35,8 @@ class Session(Generic[Reply]):
     settings: SessionSettings
     token_ids: list[int]
     next_step: int
+    # What a feature-conditioned draft reads at the committed tokens that are not cached yet.
+    features: Tensor | None = None  # [uncached tokens, hidden]
     cache: KVCache = field(default_factory=KVCache)
     tree: Tree | None = None
     node_rows: dict[int, int] = field(default_factory=dict)
@@ -93,7 +96,8 @@ class Session(Generic[Reply]):
         self.tree, self.node_rows = None, {}
 
     def _keep_rows(self, accepted: tuple[int, ...]) -> None:
-        start = len(self.token_ids) - 1
+        # Roots of trees that had no other node may not have been read by a draft.
+        start = min(len(self.token_ids) - 1, self.cache.length)
         path = (0, *accepted)
         self.cache.keep(start, [self.node_rows[node] for node in path if node in self.node_rows])
 

@@ -19,9 +19,18 @@ from sequoia.errors import (
     PromptTooLongError,
     SequoiaError,
 )
-from sequoia.messages import ForwardTime, Prefill, ProfileSpec, StepHeader, WorkerInfo
+from sequoia.messages import (
+    Features,
+    ForwardTime,
+    Prefill,
+    Prefilled,
+    ProfileSpec,
+    StepHeader,
+    WorkerInfo,
+)
 from sequoia.runtime.cache import KVCache
 from sequoia.runtime.device import DeviceThread
+from sequoia.runtime.features import pack_features
 from sequoia.runtime.forward import Segment, TreeModel
 from sequoia.runtime.sessions import Session, SessionTable
 from sequoia.tree import Tree
@@ -96,10 +105,16 @@ class ModelWorker(ABC, Generic[Request, Reply]):
             kv_cache_bytes=self.sessions.kv_cache_bytes,
             node_limit=self.limits.node_limit,
             instance_id=self.instance_id,
+            feature_size=self.feature_size,
         )
 
-    async def prefill(self, request: Prefill) -> float:
-        """Open or rebuild a session; returns seconds on the device.
+    @property
+    @abstractmethod
+    def feature_size(self) -> int:
+        """Elements of the features that a target gives, or that a draft reads."""
+
+    async def prefill(self, request: Prefill) -> Prefilled:
+        """Open or rebuild a session.
 
         Raises:
             InvalidArgumentError: no tokens.
@@ -118,15 +133,15 @@ class ModelWorker(ABC, Generic[Request, Reply]):
             )
         return await self.device.submit(self._prefill_batch, request, request.session_id)
 
-    def _prefill_batch(self, requests: Sequence[Prefill]) -> list[float | Exception]:
+    def _prefill_batch(self, requests: Sequence[Prefill]) -> list[Prefilled | Exception]:
         return [self._prefill_one(request) for request in requests]
 
-    def _prefill_one(self, request: Prefill) -> float | Exception:
+    def _prefill_one(self, request: Prefill) -> Prefilled | Exception:
         started = time.perf_counter()
         try:
             self.sessions.open(request)
             with self.sessions.using(request.session_id) as session:
-                self.model.prefill(session.cache, session.token_ids[:-1])
+                features = self.run_prefill(session, request)
                 self.sessions.enforce_memory_limit()
         except SequoiaError as error:
             self.sessions.close(request.session_id)
@@ -135,7 +150,12 @@ class ModelWorker(ABC, Generic[Request, Reply]):
             self.sessions.close(request.session_id)
             log.exception("prefill failed", session_id=request.session_id)
             return CapacityError(f"prefill failed: {error}", session_id=request.session_id)
-        return time.perf_counter() - started
+        return Prefilled(time.perf_counter() - started, features)
+
+    def run_prefill(self, session: Session[Reply], request: Prefill) -> Features | None:
+        """Cache all tokens but the last; returns their features where the session wants them."""
+        made = self.model.prefill(session.cache, request.token_ids[:-1])
+        return pack_features(made) if session.settings.with_features else None
 
     async def step(self, request: Request) -> Reply:
         """Run one step in the next batch, or answer a repeated one from the session's last reply.

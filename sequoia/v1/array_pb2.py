@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sequoia/v1/array.proto\x12\nsequoia.v1\"S\n\x05\x41rray\x12-\n\x0c\x65lement_type\x18\x01 \x01(\x0e\x32\x17.sequoia.v1.ElementType\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c*x\n\x0b\x45lementType\x12\x1c\n\x18\x45LEMENT_TYPE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT16\x10\x01\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT32\x10\x02\x12\x17\n\x13\x45LEMENT_TYPE_UINT32\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sequoia/v1/array.proto\x12\nsequoia.v1\"S\n\x05\x41rray\x12-\n\x0c\x65lement_type\x18\x01 \x01(\x0e\x32\x17.sequoia.v1.ElementType\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c*\x93\x01\n\x0b\x45lementType\x12\x1c\n\x18\x45LEMENT_TYPE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT16\x10\x01\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT32\x10\x02\x12\x17\n\x13\x45LEMENT_TYPE_UINT32\x10\x03\x12\x19\n\x15\x45LEMENT_TYPE_BFLOAT16\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sequoia.v1.array_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ELEMENTTYPE']._serialized_start=123
-  _globals['_ELEMENTTYPE']._serialized_end=243
+  _globals['_ELEMENTTYPE']._serialized_start=124
+  _globals['_ELEMENTTYPE']._serialized_end=271
   _globals['_ARRAY']._serialized_start=38
   _globals['_ARRAY']._serialized_end=121
 # @@protoc_insertion_point(module_scope)

@@ -13,10 +13,12 @@ class ElementType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ELEMENT_TYPE_FLOAT16: _ClassVar[ElementType]
     ELEMENT_TYPE_FLOAT32: _ClassVar[ElementType]
     ELEMENT_TYPE_UINT32: _ClassVar[ElementType]
+    ELEMENT_TYPE_BFLOAT16: _ClassVar[ElementType]
 ELEMENT_TYPE_UNSPECIFIED: ElementType
 ELEMENT_TYPE_FLOAT16: ElementType
 ELEMENT_TYPE_FLOAT32: ElementType
 ELEMENT_TYPE_UINT32: ElementType
+ELEMENT_TYPE_BFLOAT16: ElementType
 
 class Array(_message.Message):
     __slots__ = ("element_type", "shape", "data")

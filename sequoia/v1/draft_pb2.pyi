@@ -12,14 +12,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GrowTreeRequest(_message.Message):
-    __slots__ = ("header", "root_token_id", "parent_indices")
+    __slots__ = ("header", "root_token_id", "parent_indices", "features")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     ROOT_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     PARENT_INDICES_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
     header: _worker_pb2.StepHeader
     root_token_id: int
     parent_indices: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, header: _Optional[_Union[_worker_pb2.StepHeader, _Mapping]] = ..., root_token_id: _Optional[int] = ..., parent_indices: _Optional[_Iterable[int]] = ...) -> None: ...
+    features: _array_pb2.Array
+    def __init__(self, header: _Optional[_Union[_worker_pb2.StepHeader, _Mapping]] = ..., root_token_id: _Optional[int] = ..., parent_indices: _Optional[_Iterable[int]] = ..., features: _Optional[_Union[_array_pb2.Array, _Mapping]] = ...) -> None: ...
 
 class GrowTreeResponse(_message.Message):
     __slots__ = ("tree", "distributions", "device_time")

@@ -27,7 +27,7 @@ from sequoia.v1 import array_pb2 as sequoia_dot_v1_dot_array__pb2
 from sequoia.v1 import worker_pb2 as sequoia_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sequoia/v1/target.proto\x12\nsequoia.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16sequoia/v1/array.proto\x1a\x17sequoia/v1/worker.proto\"\x80\x01\n\x11VerifyTreeRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x16.sequoia.v1.StepHeader\x12\x1e\n\x04tree\x18\x02 \x01(\x0b\x32\x10.sequoia.v1.Tree\x12#\n\x08supports\x18\x03 \x03(\x0b\x32\x11.sequoia.v1.Array\"\xce\x01\n\x12VerifyTreeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x35\n\rdistributions\x18\x02 \x03(\x0b\x32\x1e.sequoia.v1.TargetDistribution\x12*\n\x08logprobs\x18\x03 \x03(\x0b\x32\x18.sequoia.v1.NodeLogprobs\x12.\n\x0b\x64\x65vice_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nbatch_size\x18\x05 \x01(\r\"Q\n\x12TargetDistribution\x12(\n\rprobabilities\x18\x01 \x01(\x0b\x32\x11.sequoia.v1.Array\x12\x11\n\ttail_mass\x18\x02 \x01(\x02\"\xa5\x01\n\x0cNodeLogprobs\x12\x15\n\rtoken_logprob\x18\x01 \x01(\x02\x12+\n\x10support_logprobs\x18\x02 \x01(\x0b\x32\x11.sequoia.v1.Array\x12(\n\rtop_token_ids\x18\x03 \x01(\x0b\x32\x11.sequoia.v1.Array\x12\'\n\x0ctop_logprobs\x18\x04 \x01(\x0b\x32\x11.sequoia.v1.Array2\\\n\rTargetService\x12K\n\nVerifyTree\x12\x1d.sequoia.v1.VerifyTreeRequest\x1a\x1e.sequoia.v1.VerifyTreeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sequoia/v1/target.proto\x12\nsequoia.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16sequoia/v1/array.proto\x1a\x17sequoia/v1/worker.proto\"\x80\x01\n\x11VerifyTreeRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x16.sequoia.v1.StepHeader\x12\x1e\n\x04tree\x18\x02 \x01(\x0b\x32\x10.sequoia.v1.Tree\x12#\n\x08supports\x18\x03 \x03(\x0b\x32\x11.sequoia.v1.Array\"\xf3\x01\n\x12VerifyTreeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x35\n\rdistributions\x18\x02 \x03(\x0b\x32\x1e.sequoia.v1.TargetDistribution\x12*\n\x08logprobs\x18\x03 \x03(\x0b\x32\x18.sequoia.v1.NodeLogprobs\x12.\n\x0b\x64\x65vice_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nbatch_size\x18\x05 \x01(\r\x12#\n\x08\x66\x65\x61tures\x18\x06 \x01(\x0b\x32\x11.sequoia.v1.Array\"Q\n\x12TargetDistribution\x12(\n\rprobabilities\x18\x01 \x01(\x0b\x32\x11.sequoia.v1.Array\x12\x11\n\ttail_mass\x18\x02 \x01(\x02\"\xa5\x01\n\x0cNodeLogprobs\x12\x15\n\rtoken_logprob\x18\x01 \x01(\x02\x12+\n\x10support_logprobs\x18\x02 \x01(\x0b\x32\x11.sequoia.v1.Array\x12(\n\rtop_token_ids\x18\x03 \x01(\x0b\x32\x11.sequoia.v1.Array\x12\'\n\x0ctop_logprobs\x18\x04 \x01(\x0b\x32\x11.sequoia.v1.Array2\\\n\rTargetService\x12K\n\nVerifyTree\x12\x1d.sequoia.v1.VerifyTreeRequest\x1a\x1e.sequoia.v1.VerifyTreeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,11 +37,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERIFYTREEREQUEST']._serialized_start=121
   _globals['_VERIFYTREEREQUEST']._serialized_end=249
   _globals['_VERIFYTREERESPONSE']._serialized_start=252
-  _globals['_VERIFYTREERESPONSE']._serialized_end=458
-  _globals['_TARGETDISTRIBUTION']._serialized_start=460
-  _globals['_TARGETDISTRIBUTION']._serialized_end=541
-  _globals['_NODELOGPROBS']._serialized_start=544
-  _globals['_NODELOGPROBS']._serialized_end=709
-  _globals['_TARGETSERVICE']._serialized_start=711
-  _globals['_TARGETSERVICE']._serialized_end=803
+  _globals['_VERIFYTREERESPONSE']._serialized_end=495
+  _globals['_TARGETDISTRIBUTION']._serialized_start=497
+  _globals['_TARGETDISTRIBUTION']._serialized_end=578
+  _globals['_NODELOGPROBS']._serialized_start=581
+  _globals['_NODELOGPROBS']._serialized_end=746
+  _globals['_TARGETSERVICE']._serialized_start=748
+  _globals['_TARGETSERVICE']._serialized_end=840
 # @@protoc_insertion_point(module_scope)

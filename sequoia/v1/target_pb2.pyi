@@ -22,18 +22,20 @@ class VerifyTreeRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[_worker_pb2.StepHeader, _Mapping]] = ..., tree: _Optional[_Union[_worker_pb2.Tree, _Mapping]] = ..., supports: _Optional[_Iterable[_Union[_array_pb2.Array, _Mapping]]] = ...) -> None: ...
 
 class VerifyTreeResponse(_message.Message):
-    __slots__ = ("token_ids", "distributions", "logprobs", "device_time", "batch_size")
+    __slots__ = ("token_ids", "distributions", "logprobs", "device_time", "batch_size", "features")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     DISTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_TIME_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     distributions: _containers.RepeatedCompositeFieldContainer[TargetDistribution]
     logprobs: _containers.RepeatedCompositeFieldContainer[NodeLogprobs]
     device_time: _duration_pb2.Duration
     batch_size: int
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., distributions: _Optional[_Iterable[_Union[TargetDistribution, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[NodeLogprobs, _Mapping]]] = ..., device_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., batch_size: _Optional[int] = ...) -> None: ...
+    features: _array_pb2.Array
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., distributions: _Optional[_Iterable[_Union[TargetDistribution, _Mapping]]] = ..., logprobs: _Optional[_Iterable[_Union[NodeLogprobs, _Mapping]]] = ..., device_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., batch_size: _Optional[int] = ..., features: _Optional[_Union[_array_pb2.Array, _Mapping]] = ...) -> None: ...
 
 class TargetDistribution(_message.Message):
     __slots__ = ("probabilities", "tail_mass")

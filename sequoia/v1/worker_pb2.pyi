@@ -1,6 +1,7 @@
 import datetime
 
 from google.protobuf import duration_pb2 as _duration_pb2
+from sequoia.v1 import array_pb2 as _array_pb2
 from sequoia.v1 import sampling_pb2 as _sampling_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -31,38 +32,44 @@ class Tree(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., parent_indices: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SessionSettings(_message.Message):
-    __slots__ = ("sampling", "draw_rule", "seed", "prompt_token_count", "logprob_count", "vocabulary_size")
+    __slots__ = ("sampling", "draw_rule", "seed", "prompt_token_count", "logprob_count", "vocabulary_size", "with_features")
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     DRAW_RULE_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
     LOGPROB_COUNT_FIELD_NUMBER: _ClassVar[int]
     VOCABULARY_SIZE_FIELD_NUMBER: _ClassVar[int]
+    WITH_FEATURES_FIELD_NUMBER: _ClassVar[int]
     sampling: _sampling_pb2.SamplingSettings
     draw_rule: DrawRule
     seed: int
     prompt_token_count: int
     logprob_count: int
     vocabulary_size: int
-    def __init__(self, sampling: _Optional[_Union[_sampling_pb2.SamplingSettings, _Mapping]] = ..., draw_rule: _Optional[_Union[DrawRule, str]] = ..., seed: _Optional[int] = ..., prompt_token_count: _Optional[int] = ..., logprob_count: _Optional[int] = ..., vocabulary_size: _Optional[int] = ...) -> None: ...
+    with_features: bool
+    def __init__(self, sampling: _Optional[_Union[_sampling_pb2.SamplingSettings, _Mapping]] = ..., draw_rule: _Optional[_Union[DrawRule, str]] = ..., seed: _Optional[int] = ..., prompt_token_count: _Optional[int] = ..., logprob_count: _Optional[int] = ..., vocabulary_size: _Optional[int] = ..., with_features: _Optional[bool] = ...) -> None: ...
 
 class PrefillRequest(_message.Message):
-    __slots__ = ("session_id", "token_ids", "next_step", "settings")
+    __slots__ = ("session_id", "token_ids", "next_step", "settings", "features")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     NEXT_STEP_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     next_step: int
     settings: SessionSettings
-    def __init__(self, session_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., next_step: _Optional[int] = ..., settings: _Optional[_Union[SessionSettings, _Mapping]] = ...) -> None: ...
+    features: _array_pb2.Array
+    def __init__(self, session_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., next_step: _Optional[int] = ..., settings: _Optional[_Union[SessionSettings, _Mapping]] = ..., features: _Optional[_Union[_array_pb2.Array, _Mapping]] = ...) -> None: ...
 
 class PrefillResponse(_message.Message):
-    __slots__ = ("device_time",)
+    __slots__ = ("device_time", "features")
     DEVICE_TIME_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
     device_time: _duration_pb2.Duration
-    def __init__(self, device_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    features: _array_pb2.Array
+    def __init__(self, device_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., features: _Optional[_Union[_array_pb2.Array, _Mapping]] = ...) -> None: ...
 
 class StepHeader(_message.Message):
     __slots__ = ("session_id", "step", "base_length", "accepted_node_indices")
@@ -91,7 +98,7 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetInfoResponse(_message.Message):
-    __slots__ = ("model", "tokenizer_sha256", "vocabulary_size", "context_length", "dtype", "device", "session_limit", "kv_cache_limit_bytes", "session_count", "kv_cache_bytes", "node_limit", "instance_id")
+    __slots__ = ("model", "tokenizer_sha256", "vocabulary_size", "context_length", "dtype", "device", "session_limit", "kv_cache_limit_bytes", "session_count", "kv_cache_bytes", "node_limit", "instance_id", "feature_size")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_SHA256_FIELD_NUMBER: _ClassVar[int]
     VOCABULARY_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -104,6 +111,7 @@ class GetInfoResponse(_message.Message):
     KV_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
     NODE_LIMIT_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
+    FEATURE_SIZE_FIELD_NUMBER: _ClassVar[int]
     model: str
     tokenizer_sha256: str
     vocabulary_size: int
@@ -116,7 +124,8 @@ class GetInfoResponse(_message.Message):
     kv_cache_bytes: int
     node_limit: int
     instance_id: str
-    def __init__(self, model: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ..., vocabulary_size: _Optional[int] = ..., context_length: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., session_limit: _Optional[int] = ..., kv_cache_limit_bytes: _Optional[int] = ..., session_count: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., node_limit: _Optional[int] = ..., instance_id: _Optional[str] = ...) -> None: ...
+    feature_size: int
+    def __init__(self, model: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ..., vocabulary_size: _Optional[int] = ..., context_length: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., session_limit: _Optional[int] = ..., kv_cache_limit_bytes: _Optional[int] = ..., session_count: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., node_limit: _Optional[int] = ..., instance_id: _Optional[str] = ..., feature_size: _Optional[int] = ...) -> None: ...
 
 class ProfileRequest(_message.Message):
     __slots__ = ("node_counts", "batch_sizes", "prefix_lengths", "repetition_count")

@@ -14,7 +14,14 @@ from sequoia.rpc.errors import RemoteError
 from sequoia.rpc.generation_codec import GENERATE
 from sequoia.settings import SamplingSettings
 from tests.stack import Generated, Stack, running_stack
-from tests.tiny import byte_pair, byte_tokenizer, save_model, tiny_llama, word_pair
+from tests.tiny import (
+    byte_pair,
+    byte_tokenizer,
+    feature_draft,
+    save_model,
+    tiny_llama,
+    word_pair,
+)
 
 SEEDED = GenerationRequest(
     text="the quick brown fox",
@@ -27,10 +34,15 @@ GREEDY = replace(SEEDED, sampling=SamplingSettings(temperature=0.0), seed=None)
 REQUESTS = pytest.mark.parametrize("request_", [GREEDY, SEEDED], ids=["greedy", "seeded"])
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+@pytest.fixture(scope="module", params=["plain draft", "feature-conditioned draft"])
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
     """A target and a draft over bytes."""
-    return byte_pair(tmp_path_factory.mktemp("pair"))
+    target, draft = byte_pair(tmp_path_factory.mktemp("pair"))
+    if request.param == "plain draft":
+        return target, draft
+    return target, feature_draft(tmp_path_factory.mktemp("draft"), target)
 
 
 class Stream:

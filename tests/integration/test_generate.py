@@ -21,7 +21,7 @@ from sequoia.rpc.generation_codec import GENERATE
 from sequoia.runtime.worker import WorkerLimits
 from sequoia.settings import SamplingSettings
 from tests.stack import Stack, running_stack
-from tests.tiny import byte_pair
+from tests.tiny import byte_pair, feature_draft
 
 GREEDY = SamplingSettings(temperature=0.0)
 PROMPT = GenerationRequest(text="Hello, Wörld", sampling=GREEDY, max_new_tokens=48)
@@ -32,10 +32,15 @@ OTHER_TREE = (-1, 0, 0, 0, 1, 1, 4, 6)
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A target and a draft over bytes, with embeddings of different length."""
-    return byte_pair(tmp_path_factory.mktemp("pair"))
+@pytest.fixture(scope="module", params=["plain draft", "feature-conditioned draft"])
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A target and a draft over bytes; the plain one's embedding is longer than the target's."""
+    target, draft = byte_pair(tmp_path_factory.mktemp("pair"))
+    if request.param == "plain draft":
+        return target, draft
+    return target, feature_draft(tmp_path_factory.mktemp("draft"), target)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -22,11 +22,13 @@ from sequoia.generation import (
 )
 from sequoia.messages import (
     DraftDistribution,
+    Features,
     ForwardTime,
     GrownTree,
     GrowTree,
     NodeLogprobs,
     Prefill,
+    Prefilled,
     ProfileSpec,
     SessionSettings,
     StepHeader,
@@ -71,17 +73,22 @@ def float32(*values: float) -> NDArray[np.float32]:
     return np.array(values, dtype=np.float32)
 
 
+FEATURES: Features = np.array([[0, 1, 2**16 - 1], [5, 6, 7]], dtype=np.uint16)
+
+
 def session_settings(rule: DrawRule, logprob_count: int | None) -> SessionSettings:
     """Settings of a session with every field set."""
-    return SessionSettings(SAMPLING, rule, MAX_SEED, 5, 49152, logprob_count)
+    return SessionSettings(SAMPLING, rule, MAX_SEED, 5, 49152, logprob_count, True)
 
 
 REQUESTS: list[tuple[Method[Any, Any], Any]] = [
     (GROW_TREE, GrowTree(HEADER, 9, TREE.topology)),
+    (GROW_TREE, GrowTree(HEADER, 9, TREE.topology, FEATURES)),
+    (GROW_TREE, GrowTree(HEADER, 9, TREE.topology, FEATURES[:0])),
     (VERIFY_TREE, VerifyTree(HEADER, TREE, (uint32(1, 2**32 - 1), uint32(7)))),
     (VERIFY_TREE, VerifyTree(StepHeader("s", 0, 1), Tree.root_only(0))),
     *(
-        (PREFILL, Prefill("s", (1, 2, 2**32 - 1), 2**50, session_settings(rule, count)))
+        (PREFILL, Prefill("s", (1, 2, 2**32 - 1), 2**50, session_settings(rule, count), FEATURES))
         for rule in DrawRule
         for count in (None, 0, 20)
     ),
@@ -113,7 +120,7 @@ REQUESTS: list[tuple[Method[Any, Any], Any]] = [
     (GET_PLAN, None),
     (REPLAN, None),
 ]
-INFO = WorkerInfo("m", "sha", 49152, 8192, "float32", "cpu", 64, 2**40, 3, 2**33, 1024, "id")
+INFO = WorkerInfo("m", "sha", 49152, 8192, "float32", "cpu", 64, 2**40, 3, 2**33, 1024, "id", 576)
 REPLIES: list[tuple[Method[Any, Any], Any]] = [
     (GROW_TREE, GrownTree(TREE)),
     (
@@ -134,11 +141,13 @@ REPLIES: list[tuple[Method[Any, Any], Any]] = [
                 NodeLogprobs(-0.5, float32(-1, -2), uint32(4), float32(-0.25)),
                 NodeLogprobs(-1.5, float32(), uint32(), float32()),
             ),
+            FEATURES,
             0.0625,
             8,
         ),
     ),
-    (PREFILL, 1.25),
+    (PREFILL, Prefilled(1.25)),
+    (PREFILL, Prefilled(0.5, FEATURES)),
     (CLOSE_SESSION, None),
     (PROFILE, [ForwardTime(1, 2, 3, 0.5), ForwardTime(4, 5, 6, 1e-9)]),
     (PROFILE, []),

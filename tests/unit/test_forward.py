@@ -163,7 +163,7 @@ def test_a_tree_says_what_its_sequences_say(name: str) -> None:
     reference = random_model(*ARCHITECTURES[name])
     model = TreeModel(reference)
     prefix, nodes = random_tokens(2 * WINDOW + 3), random_tokens(TREE.node_count, seed=1)
-    (logits,) = model.forward([Segment.tree(prefilled(model, prefix), TREE, nodes)])
+    ((logits, _),) = model.forward([Segment.tree(prefilled(model, prefix), TREE, nodes)])
     for node in range(TREE.node_count):
         path = [nodes[0], *(nodes[index] for index in TREE.path(node))]
         expected = plain_logits(reference, [*prefix, *path])
@@ -201,8 +201,8 @@ def test_a_batch_of_ragged_trees_equals_each_alone(llama: TreeModel) -> None:
     def segment(index: int) -> Segment:
         return Segment.tree(prefilled(llama, prefixes[index]), shapes[index], tokens[index])
 
-    alone = [llama.forward([segment(index)])[0] for index in range(4)]
-    together = llama.forward([segment(index) for index in range(4)])
+    alone = [llama.forward([segment(index)])[0].logits for index in range(4)]
+    together = [output.logits for output in llama.forward([segment(index) for index in range(4)])]
     for one, other in zip(alone, together, strict=True):
         assert one.shape == other.shape
         assert torch.allclose(one, other, atol=ACCURACY)
@@ -213,10 +213,12 @@ def test_a_batch_with_windows_equals_each_alone() -> None:
     model = TreeModel(random_model(*ARCHITECTURES["gemma3"]))
     prefixes = [random_tokens(length, seed=length) for length in (25, 9, 16)]
     nodes = random_tokens(TREE.node_count)
-    alone = [model.forward([Segment.tree(prefilled(model, p), TREE, nodes)])[0] for p in prefixes]
+    alone = [
+        model.forward([Segment.tree(prefilled(model, p), TREE, nodes)])[0].logits for p in prefixes
+    ]
     together = model.forward([Segment.tree(prefilled(model, p), TREE, nodes) for p in prefixes])
     for one, other in zip(alone, together, strict=True):
-        assert torch.allclose(one, other, atol=ACCURACY)
+        assert torch.allclose(one, other.logits, atol=ACCURACY)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +236,7 @@ def test_steps_go_on_from_the_accepted_path(name: str) -> None:
         cache.keep(len(prefix), [len(prefix) + node for node in accepted])
     committed = [*prefix, *(nodes[node] for node in accepted)]
     following = random_tokens(TREE.node_count, seed=2)
-    (logits,) = model.forward([Segment.tree(cache, TREE, following)])
+    ((logits, _),) = model.forward([Segment.tree(cache, TREE, following)])
     for node in range(TREE.node_count):
         path = [following[0], *(following[index] for index in TREE.path(node))]
         expected = plain_logits(reference, [*committed, *path])
@@ -245,8 +247,8 @@ def test_a_chain_says_what_the_sequence_says(llama: TreeModel) -> None:
     """Tokens behind a prefix see it and each other, in order."""
     tokens = random_tokens(12)
     cache = prefilled(llama, tokens[:5])
-    (logits,) = llama.forward([Segment.chain(cache, tokens[5:])])
-    assert torch.allclose(logits, llama.plain(tokens)[5:], atol=ACCURACY)
+    ((logits, _),) = llama.forward([Segment.chain(cache, tokens[5:])])
+    assert torch.allclose(logits, llama.plain(tokens).logits[5:], atol=ACCURACY)
     assert cache.length == len(tokens)
 
 
@@ -269,13 +271,14 @@ def test_nothing_to_prefill_is_no_pass(llama: TreeModel) -> None:
 def test_a_pass_without_logits_still_fills_the_cache(llama: TreeModel) -> None:
     """Prefill needs the rows, not the output layer."""
     cache = KVCache()
-    assert llama.forward([Segment.chain(cache, [1, 2, 3])], with_logits=False) == []
+    (output,) = llama.forward([Segment.chain(cache, [1, 2, 3])], with_logits=False)
+    assert not output.logits.numel()
     assert cache.length == 3
 
 
 def test_tokens_that_a_smaller_embedding_lacks_can_be_passed(llama: TreeModel) -> None:
     """A draft with fewer embedding rows than the target reads something else, and goes on."""
-    (logits,) = llama.forward([Segment.chain(KVCache(), [1, VOCABULARY + 5])])
+    ((logits, _),) = llama.forward([Segment.chain(KVCache(), [1, VOCABULARY + 5])])
     assert logits.isfinite().all()
 
 

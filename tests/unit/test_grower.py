@@ -58,7 +58,7 @@ async def test_a_greedy_tree_holds_the_top_tokens(grower: Grower) -> None:
     """Children are the most likely tokens of the logits, in order, mapped to vocabulary ids."""
     tree = (await grown(grower, DrawRule.GREEDY, SamplingSettings(temperature=0))).tree
     for node, children in enumerate(tree.topology.children):
-        logits = grower.model.plain([*PROMPT, *tree.path_tokens(node)])[-1]
+        logits = grower.model.plain([*PROMPT, *tree.path_tokens(node)]).logits[-1]
         best = [columns(grower)[row] for row in logits.topk(len(children)).indices.tolist()]
         assert [tree.token_ids[child] for child in children] == best
 
@@ -68,7 +68,7 @@ async def test_a_coupled_tree_draws_with_the_noise_of_the_target(grower: Grower)
     tree = (await grown(grower, DrawRule.COUPLED, vocabulary_size=UNBOUNDED)).tree
     for node in tree.topology.inner_nodes:
         path = tree.path_tokens(node)
-        log_probs = warp(grower.model.plain([*PROMPT, *path])[-1:], SamplingSettings())[0]
+        log_probs = warp(grower.model.plain([*PROMPT, *path]).logits[-1:], SamplingSettings())[0]
         noise = coupled_noise(7, len(PROMPT) + len(path), WORDS)[columns(grower)]
         drawn = columns(grower)[int(np.argmax(log_probs.numpy() + noise))]
         assert tree.token_ids[tree.topology.children[node][0]] == drawn
@@ -83,7 +83,7 @@ async def test_a_sampled_tree_comes_with_the_distribution_it_was_drawn_from(
     for node, told in zip(tree.topology.inner_nodes, answer.distributions, strict=True):
         path = tree.path_tokens(node)
         full = torch.full((WORDS,), -torch.inf)
-        full[ids] = grower.model.plain([*PROMPT, *path])[-1]
+        full[ids] = grower.model.plain([*PROMPT, *path]).logits[-1]
         q = warp(penalise(full, PENALISED, PROMPT[:1], [*PROMPT[1:], *path])[None], PENALISED)[0]
         weights = told.weights.astype(np.float64)
         expected = q.exp()[told.token_ids.astype(np.int64)].numpy()

@@ -39,7 +39,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> TreeModel:
 
 def logits_of(model: TreeModel) -> Tensor:
     """What a model says after a few tokens."""
-    (logits,) = model.forward([Segment.chain(KVCache(), [3, 1, 4, 1, 5])])
+    ((logits, _),) = model.forward([Segment.chain(KVCache(), [3, 1, 4, 1, 5])])
     return logits
 
 

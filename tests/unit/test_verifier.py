@@ -51,7 +51,7 @@ async def verified(verifier: Verifier, of: SessionSettings, tree: Tree = TREE) -
 
 def logits_at(node: int) -> torch.Tensor:
     """What the model says after the prompt and the path to a node."""
-    return MODEL.plain([*PROMPT, *TREE.path_tokens(node)])[-1]
+    return MODEL.plain([*PROMPT, *TREE.path_tokens(node)]).logits[-1]
 
 
 async def test_a_greedy_verdict_is_the_argmax_of_every_node(verifier: Verifier) -> None:
