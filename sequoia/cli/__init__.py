@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from sequoia.cli.acceptance import acceptance
 from sequoia.cli.demo import demo
 from sequoia.cli.generate import generate
 from sequoia.cli.models import models_app
@@ -28,6 +29,7 @@ app.command()(up)
 app.command()(generate)
 app.command()(demo)
 app.command()(plan)
+app.command()(acceptance)
 app.add_typer(models_app)
 
 
