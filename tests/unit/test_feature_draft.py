@@ -9,9 +9,18 @@ import torch
 from torch import Tensor
 
 from coordinator.features import FeatureHistory
+from coordinator.workers import Compatibility
 from draft_service.grower import Grower
 from sequoia.errors import InvalidArgumentError
-from sequoia.messages import Features, GrownTree, GrowTree, Prefill, SessionSettings, StepHeader
+from sequoia.messages import (
+    Features,
+    GrownTree,
+    GrowTree,
+    Prefill,
+    SessionSettings,
+    StepHeader,
+    WorkerInfo,
+)
 from sequoia.runtime.features import pack_features, unpack_features
 from sequoia.runtime.forward import TreeModel
 from sequoia.runtime.loading import load_draft, load_model
@@ -161,6 +170,19 @@ async def test_a_draft_says_what_it_reads(
     plain = Grower("plain", TreeModel(tiny_llama(WORDS, seed=1)), "sha", WorkerLimits())
     assert plain.info().feature_size == 0
     plain.device.stop()
+
+
+def test_a_draft_that_reads_other_features_does_not_fit() -> None:
+    """Features are as wide as the target's hidden state; a draft that reads none always fits."""
+    needed = Compatibility("sha", feature_size=32)
+    assert needed.misfit(info(feature_size=32)) == needed.misfit(info(feature_size=0)) == ""
+    assert "48 elements" in needed.misfit(info(feature_size=48))
+    assert "tokenizer" in Compatibility("another").misfit(info(feature_size=0))
+
+
+def info(feature_size: int) -> WorkerInfo:
+    """What a draft worker says of itself."""
+    return WorkerInfo("m", "sha", 12, 512, "float32", "cpu", 1, 1, 0, 0, 64, "one", feature_size)
 
 
 def test_a_history_grows_and_begins_again() -> None:

@@ -1,0 +1,104 @@
+"""A draft that reads the target's features, in the whole system."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from coordinator.prompt import PreparedRequest
+from draft_service.grower import Grower
+from sequoia.acceptance.continuations import Continuation, Prompt, write
+from sequoia.acceptance.pair import load_pair
+from sequoia.acceptance.walk import Walker
+from sequoia.generation import GenerationRequest
+from sequoia.messages import Features
+from sequoia.plans import BUILT_IN_PLAN, Plan, PlannedTree
+from sequoia.runtime.features import pack_features
+from sequoia.runtime.worker import WorkerLimits
+from sequoia.settings import SamplingSettings
+from tests.stack import Stack, running_stack
+from tests.tiny import byte_pair, feature_draft
+
+GREEDY = GenerationRequest(
+    text="Hello, Wörld",
+    sampling=SamplingSettings(temperature=0.0),
+    max_new_tokens=60,
+    ignore_end_of_text=True,
+    echo_prompt_token_ids=True,
+)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A target, and a draft that its features lead astray now and then."""
+    target, _ = byte_pair(tmp_path_factory.mktemp("pair"))
+    return target, feature_draft(tmp_path_factory.mktemp("draft"), target, influence=0.1)
+
+
+async def test_the_service_takes_the_steps_of_a_draft_that_is_given_all_features(
+    pair: tuple[Path, Path],
+) -> None:
+    """On their way through target, coordinator and draft worker the features stay what they are."""
+    async with running_stack(*pair) as stack:
+        generated = await stack.generate(GREEDY)
+    models = load_pair(str(pair[0]), str(pair[1]), "float32", "cpu")
+    prompt = Prompt(generated.chunks[0].prompt_token_ids, 60)
+    texts = write(models.target, [prompt], GREEDY.sampling, frozenset())
+
+    def features_of(text: Continuation) -> Features:
+        return pack_features(models.target.plain(text.token_ids).features)
+
+    tree = BUILT_IN_PLAN.tree_for("greedy", 1)
+    assert tree is not None
+    grower = Grower("draft", models.draft, "sha", WorkerLimits())
+    size, length = models.target.vocabulary_size, models.draft.context_length
+    try:
+        walker = Walker(grower, size, length, features_of=features_of)
+        walked = await walker.tokens_per_step(texts, tree.topology)
+    finally:
+        grower.device.stop()
+    assert walked == generated.completion.usage.tokens_per_step > 1.0
+
+
+async def test_steps_without_a_tree_leave_no_gap(pair: tuple[Path, Path]) -> None:
+    """A plan of the root alone, for a while: the draft reads on from the features of these steps."""
+    async with running_stack(*pair) as stack:
+        undisturbed = await stack.generate(GREEDY)
+        engine = stack.coordinator.engine
+        assert engine is not None
+        usual = engine.plan
+        alone = PlannedTree("greedy", 1, (-1,), 1.0, 1.0, 1.0)
+        tokens = []
+        async for chunk in engine.generate(_prepared(stack, GREEDY)):
+            tokens += [token.token_id for token in chunk.tokens]
+            engine.plan = usual if len(tokens) % 8 < 4 else Plan(1, 0.0, (alone,))
+    assert tokens == undisturbed.token_ids
+
+
+async def test_a_draft_that_comes_late_serves_the_next_requests(pair: tuple[Path, Path]) -> None:
+    """A request that the target was not asked features for goes on, and ends, without that draft."""
+    async with running_stack(*pair) as stack:
+        draft = stack.coordinator.draft
+        engine = stack.coordinator.engine
+        assert draft is not None
+        assert engine is not None
+        await stack.draft.kill()
+        draft.is_available, draft.info = False, None  # as if it had never been there
+        early = engine.generate(_prepared(stack, GREEDY))
+        await anext(early)
+        await stack.draft.start()
+        await stack.until(lambda: draft.is_available)
+        chunks = [chunk async for chunk in early]
+        completion = chunks[-1].completion
+        after = await stack.generate(GREEDY)
+    assert completion is not None
+    assert completion.usage.tokens_per_step == 1.0
+    assert after.completion.usage.tokens_per_step > 1.0
+    assert [t.token_id for chunk in chunks for t in chunk.tokens] == after.token_ids
+
+
+def _prepared(stack: Stack, request: GenerationRequest) -> PreparedRequest:
+    reader = stack.coordinator._reader
+    assert reader is not None
+    return reader.read(request)
