@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sequoia.errors import InvalidArgumentError, MalformedTreeError
+from draft_service.growth import Growth
+from sequoia.errors import InvalidArgumentError
 from sequoia.messages import DraftDistribution, Features, GrownTree, GrowTree, Prefill
 from sequoia.randomness import Purpose, coupled_noise, uniforms
 from sequoia.runtime.features import unpack_features
@@ -19,59 +19,7 @@ from sequoia.runtime.sessions import Session
 from sequoia.runtime.worker import ModelWorker
 from sequoia.sampling import SUPPORT_SIZE, draw_without_replacement, penalise, sparsify, warp
 from sequoia.settings import DrawRule
-from sequoia.tree import ROOT_PARENT, Topology, Tree
-
-
-@dataclass(slots=True)
-class Growth:
-    """One tree while it grows: the nodes so far, and the planned node behind each of them.
-
-    Where the draft has fewer tokens than the plan has children, planned nodes have no counterpart.
-    """
-
-    session: Session[GrownTree]
-    planned: Topology
-    parents: list[int] = field(default_factory=lambda: [ROOT_PARENT])
-    token_ids: list[int] = field(default_factory=list)
-    planned_nodes: list[int] = field(default_factory=lambda: [0])
-    distributions: list[DraftDistribution] = field(default_factory=list)
-    level: list[int] = field(default_factory=lambda: [0])  # nodes of the deepest level so far
-    row_depths: list[int] = field(default_factory=list)  # of the cache rows behind the root's
-    features: dict[int, Tensor] = field(default_factory=dict)  # [hidden] the draft's own, by node
-
-    @property
-    def root_position(self) -> int:
-        """Absolute position of the root."""
-        return len(self.session.token_ids) - 1
-
-    def child_counts(self, nodes: Sequence[int]) -> list[int]:
-        """How many children the plan gives each node."""
-        return [len(self.planned.children[self.planned_nodes[node]]) for node in nodes]
-
-    def next_inner_nodes(self) -> list[int]:
-        """Nodes of the deepest level that shall have children."""
-        counts = self.child_counts(self.level)
-        return [node for node, count in zip(self.level, counts, strict=True) if count]
-
-    def path(self, node: int) -> list[int]:
-        """Nodes from just below the root down to `node`."""
-        nodes: list[int] = []
-        while node > 0:
-            nodes.append(node)
-            node = self.parents[node]
-        return nodes[::-1]
-
-    def add_children(self, node: int, token_ids: Sequence[int]) -> None:
-        """Append drawn children in their order."""
-        planned = self.planned.children[self.planned_nodes[node]]
-        for token_id, planned_node in zip(token_ids, planned, strict=False):
-            self.parents.append(node)
-            self.token_ids.append(int(token_id))
-            self.planned_nodes.append(planned_node)
-
-    def tree(self) -> Tree:
-        """The tree as it stands."""
-        return Tree(Topology(tuple(self.parents)), tuple(self.token_ids))
+from sequoia.tree import Tree
 
 
 class Grower(ModelWorker[GrowTree, GrownTree]):
@@ -79,20 +27,7 @@ class Grower(ModelWorker[GrowTree, GrownTree]):
 
     def check(self, request: GrowTree) -> None:
         """See `ModelWorker.check`."""
-        if request.topology.node_count > self.limits.node_limit:
-            raise MalformedTreeError(
-                f"{request.topology.node_count} nodes exceed the limit of {self.limits.node_limit}",
-                field="parent_indices",
-                limit=self.limits.node_limit,
-            )
-        deepest = request.header.base_length + request.topology.level_count - 1
-        if deepest > self.model.context_length:
-            raise InvalidArgumentError(
-                "parent_indices",
-                f"the deepest node would stand at position {deepest}, outside the context",
-                self.model.context_length,
-                deepest,
-            )
+        self.check_topology(request.header, request.topology, "parent_indices")
 
     @property
     def feature_size(self) -> int:

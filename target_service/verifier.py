@@ -37,23 +37,9 @@ class Verifier(ModelWorker[VerifyTree, Verdict]):
 
     def check(self, request: VerifyTree) -> None:
         """See `ModelWorker.check`."""
-        topology = request.tree.topology
-        if topology.node_count > self.limits.node_limit:
-            raise MalformedTreeError(
-                f"{topology.node_count} nodes exceed the limit of {self.limits.node_limit}",
-                field="tree.parent_indices",
-                limit=self.limits.node_limit,
-            )
+        self.check_topology(request.header, request.tree.topology, "tree.parent_indices")
         self._require_known("tree.token_ids", request.tree.token_ids)
         self._require_known("supports", [int(support.max()) for support in request.supports])
-        deepest = request.header.base_length + topology.level_count - 1
-        if deepest > self.model.context_length:
-            raise InvalidArgumentError(
-                "tree.parent_indices",
-                f"the deepest node would stand at position {deepest}, outside the context",
-                self.model.context_length,
-                deepest,
-            )
 
     @property
     def feature_size(self) -> int:

@@ -16,6 +16,7 @@ import structlog
 from sequoia.errors import (
     CapacityError,
     InvalidArgumentError,
+    MalformedTreeError,
     PromptTooLongError,
     SequoiaError,
 )
@@ -33,7 +34,7 @@ from sequoia.runtime.device import DeviceThread
 from sequoia.runtime.features import pack_features
 from sequoia.runtime.forward import Segment, TreeModel
 from sequoia.runtime.sessions import Session, SessionTable
-from sequoia.tree import Tree
+from sequoia.tree import Topology, Tree
 
 log = structlog.get_logger(__name__)
 
@@ -171,6 +172,28 @@ class ModelWorker(ABC, Generic[Request, Reply]):
     @abstractmethod
     def check(self, request: Request) -> None:
         """Raise a `SequoiaError` for a request that no session could serve."""
+
+    def check_topology(self, header: StepHeader, topology: Topology, field: str) -> None:
+        """Check that a tree fits the limits and the context.
+
+        Raises:
+            MalformedTreeError: too many nodes.
+            InvalidArgumentError: the deepest node would stand outside the context.
+        """
+        if topology.node_count > self.limits.node_limit:
+            raise MalformedTreeError(
+                f"{topology.node_count} nodes exceed the limit of {self.limits.node_limit}",
+                field=field,
+                limit=self.limits.node_limit,
+            )
+        deepest = header.base_length + topology.level_count - 1
+        if deepest > self.model.context_length:
+            raise InvalidArgumentError(
+                field,
+                f"the deepest node would stand at position {deepest}, outside the context",
+                self.model.context_length,
+                deepest,
+            )
 
     def check_in_session(self, session: Session[Reply], request: Request) -> None:
         """Raise a `SequoiaError` for a request that contradicts its session's settings."""
