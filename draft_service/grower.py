@@ -113,7 +113,8 @@ class Grower(ModelWorker[GrowTree, GrownTree]):
         outputs = self.model.forward(segments)
         for growth, nodes, output in zip(growths, inner, outputs, strict=True):
             first = len(growth.token_ids)
-            growth.features.update(zip(nodes, output.features[-len(nodes) :], strict=True))
+            if self.model.reads_features:
+                growth.features.update(zip(nodes, output.features[-len(nodes) :], strict=True))
             self._draw_children(growth, nodes, output.logits[-len(nodes) :])
             growth.level = list(range(first, len(growth.token_ids)))
 
@@ -184,8 +185,9 @@ def _segment(growth: Growth, nodes: Sequence[int]) -> Segment:
         [np.arange(committed), growth.root_position + np.array(growth.row_depths)]
     )
     tokens = [growth.token_ids[node] for node in nodes]
-    # Above the root only the target's features are read, below it the draft's own of the parents.
-    features = torch.stack([growth.features[growth.parents[node]] for node in nodes])
+    parents = [growth.parents[node] for node in nodes]
+    # The root and all before it read the target's features, what is below it the draft's own.
+    features = torch.stack([growth.features[p] for p in parents]) if growth.features else None
     return Segment(cache, tokens, positions, visible, key_positions, features)
 
 
