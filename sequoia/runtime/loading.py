@@ -139,7 +139,8 @@ def _assemble(
         fusion.load_state_dict({"weight": fusion_weight})
     config = AutoConfig.from_pretrained(folder)
     config.tie_word_embeddings = False
-    model: Any = AutoModelForCausalLM.from_config(config)
+    # In fp32 at first, so that what is borrowed does not lose what only the draft's file lacks.
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     output = torch.nn.Linear(head.shape[1], head.shape[0], bias=False)
     model.set_output_embeddings(output)
     weights[_name_of(model, model.get_input_embeddings().weight)] = embedding
