@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import structlog
 import torch
 from hypothesis import settings
 from transformers import PreTrainedTokenizerFast
@@ -17,6 +18,12 @@ torch.set_num_threads(1)
 # The same examples every time, however slow the machine: a failure is a change, not bad luck.
 settings.register_profile("sequoia", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("sequoia")
+
+
+@pytest.fixture(autouse=True)
+def unconfigured_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command run inside a test would tie every later log line to that test's captured stderr."""
+    monkeypatch.setattr(structlog, "configure", lambda **_: None)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import typer
 
 from sequoia.cli.acceptance import acceptance
 from sequoia.cli.demo import demo
+from sequoia.cli.distill import distill
 from sequoia.cli.generate import generate
 from sequoia.cli.models import models_app
 from sequoia.cli.plan import plan
@@ -30,6 +31,7 @@ app.command()(generate)
 app.command()(demo)
 app.command()(plan)
 app.command()(acceptance)
+app.command()(distill)
 app.add_typer(models_app)
 
 

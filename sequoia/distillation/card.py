@@ -1,103 +1,129 @@
-"""What a draft's folder says about itself: acceptance vectors as JSON, and a model card."""
+"""What a draft's folder says about itself: the model card."""
 
-import json
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sequoia.distillation.evaluate import Agreement
+from sequoia.acceptance.timing import PassTimes
+from sequoia.distillation.judging import Judgement
+from sequoia.distillation.student import Shape
 
-CARD = """\
----
-license: apache-2.0
----
-
-# A draft for {target}
-
-A small model that guesses what {target} will say next, for speculative decoding with Sequoia. It is
-layers {layers} of its target, trained further on text that the target wrote itself, to give the
-target's distribution. The embedding and the head (the rows of {head_tokens} token ids) are the
-target's own and are not in this folder. Alone it writes poor text; it is of use with its target
-only.
-
-Made with:
-
-    {command}
-
-- corpus: {corpus_tokens:,} tokens written by the target, {corpus_minutes:.0f} min
-- training: {trained_tokens:,} tokens read, {train_minutes:.0f} min
-- one level of 8 nodes takes {draft:.1f} ms, one token of the target {token:.1f} ms, a ratio of
-  {ratio:.2f} (same dtype, same code)
-
-Agreement on prompts that were not trained on, along the target's own continuation:
-
-| temperature | sum of min(p, q) | argmax in top 1 / 2 / 4 / 8 | head covers | positions |
-|---|---|---|---|---|
-{rows}
-
-At temperature 0 the sum is of the distributions at temperature 1. `acceptance.json` has the
-acceptance vectors: 0, then the probability that the k-th child of a node is the accepted one
-(k = 1 to 32), then the probability that none is.
-
-Licence: Apache-2.0, like the target's.
-"""
+TOPS = (1, 2, 4, 8)
+AGREEMENT_NOTE = """
+At temperature 0 sum and cover are those of the distributions at temperature 1. `acceptance.json` has
+the acceptance vectors: 0, then the probability that the k-th child of a node is the accepted one (k = 1
+to 32), then the probability that none is."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Making:
-    """How a draft was made."""
+    """How a draft was made.
+
+    Attributes:
+        target: reference of its target.
+        licence: the target's; None where it is not known.
+        command: what made it.
+        shape: what was cut out of the target.
+        head_tokens: token ids that it can say.
+        corpus_tokens: distinct tokens of the corpus.
+        corpus_seconds: spent on the corpus.
+        learned_tokens: read in learning, repeats included.
+        learned_seconds: spent on learning.
+        part: of the learning that is done, 0 to 1.
+    """
 
     target: str
+    licence: str | None
     command: str
-    corpus_tokens: int
-    """Distinct tokens in the corpus."""
-    trained_tokens: int
-    """Tokens read in training, repeats included."""
-    corpus_minutes: float
-    train_minutes: float
-    layers: Sequence[int]
+    shape: Shape
     head_tokens: int
-    draft_seconds: float
-    """One level of 8 nodes."""
-    target_seconds: float
-    """One token."""
+    corpus_tokens: int
+    corpus_seconds: float
+    learned_tokens: int
+    learned_seconds: float
+    part: float
 
 
-def write_acceptance(folder: Path, agreements: Sequence[Agreement]) -> None:
-    """Write `acceptance.json`: acceptance vector and figures by temperature ("greedy" for 0)."""
-    found = {
-        str(one.temperature) if one.temperature else "greedy": {
-            "vector": [round(x, 6) for x in one.vector],
-            "overlap": round(one.overlap, 4),
-            "top_match": {str(k): round(x, 4) for k, x in one.top_match.items()},
-            "coverage": round(one.coverage, 4),
-            "positions": one.positions,
-        }
-        for one in agreements
-    }
-    (folder / "acceptance.json").write_text(json.dumps(found, indent=2) + "\n")
+def write_card(
+    path: Path,
+    making: Making,
+    judgements: Sequence[Judgement] = (),
+    times: PassTimes | None = None,
+) -> None:
+    """Write the card of a draft, of one that is not measured or not finished as well."""
+    parts = [
+        f"# A draft for {making.target}",
+        *([] if judgements else [_unfinished(making)]),
+        _what_it_is(making),
+        f"Made with:\n\n    {making.command}",
+        _figures(making, times),
+    ]
+    if judgements:
+        parts.append(_agreement(judgements))
+        parts.append("![rejection rate](rejection.png)")
+    if making.learned_tokens:
+        parts.append("![learning curve](learning.png)")
+    licence = making.licence or "that of the target, from whose weights it is made"
+    parts.append(f"Licence: {licence}.")
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def write_card(folder: Path, making: Making, agreements: Sequence[Agreement]) -> None:
-    """Write `README.md`, the model card."""
-    rows = "\n".join(
-        f"| {one.temperature:g} | {one.overlap:.3f} |"
-        f" {' / '.join(f'{x:.3f}' for x in one.top_match.values())} |"
-        f" {one.coverage:.3f} | {one.positions} |"
-        for one in agreements
+def _unfinished(making: Making) -> str:
+    if making.part < 1:
+        return (
+            f"**Unfinished:** stopped after {making.part:.0%} of the learning. It works, but agrees "
+            "less with its target than it could; the command below with `--resume` goes on."
+        )
+    return "**Not measured:** the command below with `--resume` measures it."
+
+
+def _what_it_is(making: Making) -> str:
+    layers = ", ".join(map(str, making.shape.layers))
+    noun = "layer" if len(making.shape.layers) == 1 else "layers"
+    width = "" if making.shape.width is None else f", {making.shape.width} feed-forward units wide"
+    read = (
+        "It reads the target's hidden states beside the tokens."
+        if making.shape.reads_features
+        else "It reads tokens alone."
     )
-    card = CARD.format(
-        target=making.target,
-        layers=", ".join(map(str, making.layers)),
-        head_tokens=making.head_tokens,
-        command=making.command,
-        corpus_tokens=making.corpus_tokens,
-        corpus_minutes=making.corpus_minutes,
-        trained_tokens=making.trained_tokens,
-        train_minutes=making.train_minutes,
-        draft=making.draft_seconds * 1e3,
-        token=making.target_seconds * 1e3,
-        ratio=making.draft_seconds / making.target_seconds,
-        rows=rows,
+    return (
+        f"A small model that guesses what {making.target} will say next, for speculative decoding "
+        f"with Sequoia. It is {noun} {layers} of its target{width}, trained further on text that the "
+        f"target wrote or read, to give the target's distribution. {read} The embedding and the head "
+        f"(the rows of {making.head_tokens:,} token ids) are the target's own and are not in this "
+        "folder. Alone it writes poor text; it is of use with its target only."
     )
-    (folder / "README.md").write_text(card)
+
+
+def _figures(making: Making, times: PassTimes | None) -> str:
+    lines = [
+        f"- corpus: {making.corpus_tokens:,} tokens, {making.corpus_seconds / 60:.1f} min",
+        f"- learning: {making.learned_tokens:,} tokens read, {making.learned_seconds / 60:.1f} min",
+    ]
+    if times is not None:
+        lines.append(
+            f"- one level of 8 nodes takes {times.draft_level_ms:.2f} ms, one token of the target "
+            f"{times.target_token_ms:.2f} ms, a ratio of {times.ratio:.3f}"
+        )
+    return "\n".join(lines)
+
+
+def _agreement(judgements: Sequence[Judgement]) -> str:
+    tops = " / ".join(map(str, TOPS))
+    rows = [
+        "Agreement on prompts that were not learned from, along the target's own answers:",
+        "",
+        f"| temperature | level | Σ min(p, q) | argmax in first {tops} | head covers | positions |",
+        "|---|---|---|---|---|---|",
+    ]
+    for judgement in judgements:
+        for number, level in enumerate(judgement.levels, start=1):
+            match = " / ".join(f"{level.top_match[k]:.3f}" for k in TOPS)
+            rows.append(
+                f"| {judgement.temperature:g} | {number} | {level.overlap:.3f} | {match} "
+                f"| {level.coverage:.3f} | {level.positions:,} |"
+            )
+    rows.append(AGREEMENT_NOTE)
+    return "\n".join(rows)

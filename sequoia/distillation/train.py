@@ -1,53 +1,71 @@
-"""Teaching the student: full-distribution distillation on the target's stored hidden states."""
+"""Teaching the student: full-distribution distillation on the target's stored features."""
+
+from __future__ import annotations
 
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from sequoia.distillation.loss import Example, loss_of
+from sequoia.distillation.loss import Example, LossWeights, loss_of
 from sequoia.distillation.student import Student
 
-EARLY = (1.0, 0.0)
-"""Weights of KL(p || q) and of total variation at first: TV hardly moves a student far off."""
-LATE = (0.3, 1.0)
+EARLY = LossWeights(kl=1.0, tv=0.0)
+"""The loss at first: total variation hardly moves a student that is far off."""
+LATE = LossWeights(kl=0.3, tv=1.0)
 """Later on: total variation is one minus the acceptance, and KL keeps the ranking in place."""
+CHECKPOINT = "trainer.pt"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Settings:
-    """How to train; `seconds` and `steps` end the run and its learning-rate schedule."""
+    """How to train; `tokens` and `seconds` end the run and its learning-rate schedule.
 
+    A run that `tokens` alone ends is a function of corpus and settings, however often it is stopped
+    and resumed; with `seconds` the schedule follows the clock.
+    """
+
+    tokens: float = math.inf
     seconds: float = math.inf
-    steps: float = math.inf
     batch_tokens: int = 2048
     learning_rate: float = 2e-3
     warmup_steps: int = 20
     weight_decay: float = 0.01
-    tv_start: float = 0.6
+    late_start: float = 0.6
     """The part of the budget after which the loss turns from `EARLY` to `LATE`."""
+    levels: int = 2
+    """Levels of the tree that a student which reads features is taught."""
+    levels_start: float = 0.3
+    """The part of the budget before which only the first level is taught, at half the time."""
     checkpoint_seconds: float = 120.0
     seed: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Progress:
-    """What a report hears: means over the last step."""
+    """What a report hears after a step."""
 
     step: int
     tokens: int
+    """Read so far, by all runs."""
     seconds: float
-    kl: float
-    overlap: float
+    """Trained so far, by all runs."""
+    part: float
+    """Of the budget that is used up, 0 to 1."""
+    divergence: float
+    """KL(p || q) on the step's batch, at the first level."""
+    overlaps: tuple[float, ...]
+    """Σ min(p, q) on the step's batch, by level."""
     learning_rate: float
 
 
-def batches(examples: list[Example], tokens: int, epoch: int, seed: int) -> list[list[Example]]:
+def batches(examples: Sequence[Example], tokens: int, epoch: int, seed: int) -> list[list[Example]]:
     """One epoch's batches of about `tokens` tokens, of like length to save padding, shuffled."""
     order = random.Random(f"{seed}:{epoch}")  # noqa: S311 - no secret hangs on it
     left = list(examples)
@@ -67,12 +85,12 @@ def batches(examples: list[Example], tokens: int, epoch: int, seed: int) -> list
 class Trainer:
     """A student in training: optimiser, schedule and checkpoints in one resumable state."""
 
-    def __init__(self, student: Student, settings: Settings, checkpoint: Path | None) -> None:
-        """Train `student`; continue from the folder `checkpoint` where it exists."""
-        self.student, self.settings, self.checkpoint = student, settings, checkpoint
-        parameters = [x for x in student.parameters() if x.requires_grad]
+    def __init__(self, student: Student, settings: Settings, folder: Path | None) -> None:
+        """Train `student`; continue from the checkpoint in `folder` where there is one."""
+        self.student, self.settings, self.folder = student, settings, folder
+        self._parameters = [x for x in student.parameters() if x.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            parameters,
+            self._parameters,
             lr=settings.learning_rate,
             betas=(0.9, 0.95),
             weight_decay=settings.weight_decay,
@@ -80,18 +98,28 @@ class Trainer:
         )
         self.step = self.epoch = self.batch = self.tokens = 0
         self.seconds = 0.0
-        if checkpoint and (checkpoint / "trainer.pt").exists():
-            self._restore(checkpoint)
+        if folder and (folder / CHECKPOINT).exists():
+            self._restore(folder / CHECKPOINT)
+
+    @property
+    def part(self) -> float:
+        """The part of the budget that is used up, by time or by tokens."""
+        used = max(self.seconds / self.settings.seconds, self.tokens / self.settings.tokens)
+        return min(1.0, used)
 
     def run(
-        self, examples: list[Example], report: Callable[[Progress], None] = lambda progress: None
+        self,
+        examples: Sequence[Example],
+        report: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
-        """Train until the settings' end; a KeyboardInterrupt leaves a checkpoint and passes on."""
+        """Train until the settings' end; whatever interrupts it leaves a checkpoint and passes on."""
+        if not examples:
+            raise ValueError("no examples to learn from")
         saved = self.seconds
         clock = time.monotonic() - self.seconds
         try:
             for batch in self._from_here(examples):
-                if self._done() >= 1:
+                if self.part >= 1:
                     break
                 progress = self._learn(batch)
                 self.batch += 1
@@ -104,32 +132,30 @@ class Trainer:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint: the learned tensors in fp32, and the optimiser's state."""
-        if self.checkpoint is None:
+        """Write a checkpoint, whole or not at all: learned tensors in fp32, the optimiser's state."""
+        if self.folder is None:
             return
-        self.checkpoint.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         state = {
             "optimizer": self.optimizer.state_dict(),
             "learned": self.student.learned(),
             "position": [self.step, self.epoch, self.batch, self.tokens],
             "seconds": self.seconds,
         }
-        partial = self.checkpoint / "trainer.partial"
+        partial = self.folder / (CHECKPOINT + ".partial")
         torch.save(state, partial)
-        partial.replace(self.checkpoint / "trainer.pt")
+        partial.replace(self.folder / CHECKPOINT)
 
     def _restore(self, checkpoint: Path) -> None:
-        state = torch.load(checkpoint / "trainer.pt", weights_only=True)
+        state: dict[str, Any] = torch.load(
+            checkpoint, weights_only=True, map_location=self.student.head.device
+        )
         self.student.load_learned(state["learned"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.epoch, self.batch, self.tokens = state["position"]
         self.seconds = state["seconds"]
 
-    def _done(self) -> float:
-        """The part of the budget that is used up, by time or by steps."""
-        return max(self.seconds / self.settings.seconds, self.step / self.settings.steps)
-
-    def _from_here(self, examples: list[Example]) -> Iterator[list[Example]]:
+    def _from_here(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
         while True:
             order = batches(examples, self.settings.batch_tokens, self.epoch, self.settings.seed)
             while self.batch < len(order):
@@ -137,19 +163,26 @@ class Trainer:
             self.epoch, self.batch = self.epoch + 1, 0
 
     def _learn(self, batch: list[Example]) -> Progress:
-        settings = self.settings
+        settings, part = self.settings, self.part
         warm = min(1.0, (self.step + 1) / settings.warmup_steps)
-        rate = settings.learning_rate * warm * (1 + math.cos(math.pi * min(1, self._done()))) / 2
+        rate = settings.learning_rate * warm * (1 + math.cos(math.pi * part)) / 2
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        weights = LATE if self._done() >= settings.tv_start else EARLY
-        loss, divergence, overlap = loss_of(self.student, batch, *weights)
+        weights = LATE if part >= settings.late_start else EARLY
+        levels = settings.levels if part >= settings.levels_start else 1
+        loss = loss_of(self.student, batch, weights, levels)
         self.optimizer.zero_grad()
-        loss.backward()
-        clip_grad_norm_([x for x in self.student.parameters() if x.requires_grad], 1.0)
+        loss.total.backward()
+        clip_grad_norm_(self._parameters, 1.0)
         self.optimizer.step()
         self.step += 1
         self.tokens += sum(len(example.token_ids) for example in batch)
         return Progress(
-            self.step, self.tokens, self.seconds, float(divergence), float(overlap), rate
+            self.step,
+            self.tokens,
+            self.seconds,
+            part,
+            loss.divergences[0],
+            tuple(loss.overlaps),
+            rate,
         )
