@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from sequoia.distillation.extent import Limit
 from sequoia.distillation.failures import DistillError
 
-WRITING_PART = 0.4
+WRITING_PART = 0.6
+"""Distinct text is worth more than passes over it."""
 EPOCHS = 4
 """How often every token of a corpus is learned from where tokens are the budget."""
 DEFAULT_MINUTES = 60.0

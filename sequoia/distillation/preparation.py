@@ -116,8 +116,8 @@ def rehearse(ready: Ready, work: Path) -> int:
         student.save(folder)
         loaded = load_draft(folder, ready.folder, torch.float32, ready.target.model.device)
         check_tree_attention(loaded)
-    except ValueError as error:
-        raise DistillError(str(error)) from error
+    except ValueError as error:  # layers have been checked, so it is the width
+        raise DistillError(str(error), "--width" if ready.shape.width else None) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     learned = sum(tensor.numel() for tensor in student.learned().values())

@@ -110,16 +110,16 @@ def load_draft(
     if target_folder is None:
         raise ModelError(f"{folder}: this draft borrows from {borrowed.target}: name its target")
     try:
-        model, token_ids, fusion = _assemble(folder, borrowed, target_folder)
+        model, token_ids, fusion = _assemble(folder, borrowed, target_folder, dtype)
     except BROKEN_FILES as error:
         raise ModelError(f"{folder}: {error}") from error
     if fusion is not None:
-        fusion.to(device, dtype)
-    return TreeModel(model.to(device, dtype), token_ids.to(device), fusion)
+        fusion.to(device)
+    return TreeModel(model.to(device), token_ids.to(device), fusion)
 
 
 def _assemble(
-    folder: Path, borrowed: BorrowedDraft, target_folder: Path
+    folder: Path, borrowed: BorrowedDraft, target_folder: Path, dtype: torch.dtype
 ) -> tuple[Any, Tensor, torch.nn.Linear | None]:
     """A draft's layers between its target's embedding and head, the ids of the head's rows, its fusion."""
     embedding = _read_tensor(target_folder, borrowed.embedding)
@@ -135,13 +135,13 @@ def _assemble(
     fusion = None
     if (fusion_weight := weights.pop(FUSION, None)) is not None:
         size, width = fusion_weight.shape
-        fusion = torch.nn.Linear(width, size, bias=False)
+        fusion = torch.nn.Linear(width, size, bias=False, dtype=dtype)
         fusion.load_state_dict({"weight": fusion_weight})
     config = AutoConfig.from_pretrained(folder)
     config.tie_word_embeddings = False
-    # In fp32 at first, so that what is borrowed does not lose what only the draft's file lacks.
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    output = torch.nn.Linear(head.shape[1], head.shape[0], bias=False)
+    # Made in its type rather than cast: the tables of rotary positions stay in fp32.
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    output = torch.nn.Linear(head.shape[1], head.shape[0], bias=False, dtype=dtype)
     model.set_output_embeddings(output)
     weights[_name_of(model, model.get_input_embeddings().weight)] = embedding
     weights[_name_of(model, output.weight)] = head

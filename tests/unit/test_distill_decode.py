@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, GPT2Config, Qwen2Config
 
+from sequoia.config import DEFAULT_TARGET
 from sequoia.distillation.decode import Decoder, draw
 from sequoia.distillation.decode_llama import LlamaDecoder, is_plain_llama
 from sequoia.distillation.decode_tree import TreeDecoder
 from sequoia.distillation.decoders import PROBE_TOLERANCE, decoder_for, feature_deviation
 from sequoia.distillation.target import Target
+from sequoia.runtime.catalogue import resolve
 from sequoia.runtime.forward import TreeModel
 from tests.tiny import save_model, tiny_llama, word_tokenizer
 
@@ -122,6 +124,14 @@ def test_the_lean_decoder_writes_for_plain_llamas_only(
     decoder = decoder_for(target, folder, rows=2, length=16)
     assert isinstance(decoder, LlamaDecoder if lean else TreeDecoder)
     assert feature_deviation(decoder, target) < PROBE_TOLERANCE / 2
+
+
+@pytest.mark.slow
+def test_the_lean_decoder_writes_for_the_built_in_target() -> None:
+    """Rounding to bfloat16 does not pass for another architecture."""
+    folder = resolve(DEFAULT_TARGET)
+    target = Target.load(DEFAULT_TARGET, folder, CPU)
+    assert isinstance(decoder_for(target, folder, 1, 16), LlamaDecoder)
 
 
 def test_a_target_that_only_looks_plain_is_found_out(tmp_path: Path) -> None:

@@ -100,9 +100,9 @@ def test_a_head_outside_the_vocabulary_is_refused(asked: int) -> None:
 def test_a_budget_is_divided() -> None:
     """Minutes between writing and learning, tokens into epochs; text is half at most."""
     minutes, tokens = Budget(minutes=10.0), Budget(tokens=1000)
-    assert minutes.writing == Limit(seconds=240.0)
-    assert minutes.reading == Limit(seconds=120.0)
-    assert minutes.learning(250.0, example_tokens=5) == Limit(seconds=350.0)
+    assert minutes.writing == Limit(seconds=360.0)
+    assert minutes.reading == Limit(seconds=180.0)
+    assert minutes.learning(370.0, example_tokens=5) == Limit(seconds=230.0)
     assert tokens.writing == Limit(tokens=1000)
     assert tokens.reading == Limit(tokens=500)
     assert tokens.learning(250.0, example_tokens=900) == Limit(tokens=3600)
