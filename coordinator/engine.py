@@ -19,10 +19,13 @@ from sequoia.generation import GenerationChunk
 from sequoia.messages import GrownTree, GrowTree, StepHeader, Verdict, VerifyTree
 from sequoia.plans import BUILT_IN_PLAN, Plan, PlanStore, pair_name, request_class
 from sequoia.rpc.codec import GROW_TREE, VERIFY_TREE
+from sequoia.rpc.server import MESSAGE_LIMIT_BYTES
 from sequoia.settings import DrawRule
 from sequoia.tree import ROOT_ONLY, Topology, Tree
 
 log = structlog.get_logger(__name__)
+
+FEATURES_LIMIT_BYTES = MESSAGE_LIMIT_BYTES - 2**20  # the rest is for the tokens
 
 
 @dataclass(slots=True)
@@ -118,7 +121,7 @@ class Engine:
         self._idle.clear()
         sequence = Sequence(request, self._decode)
         may_speculate = self.draft is not None and not request.disable_speculation
-        has_features = may_speculate and _reads_features(self.draft)
+        has_features = may_speculate and _reads_features(self.draft) and self._features_fit(request)
         settings = replace(request.settings, with_features=has_features)
         name = sequence.session_id
         return Participants(
@@ -129,6 +132,15 @@ class Engine:
             may_speculate,
             has_features,
         )
+
+    def _features_fit(self, request: PreparedRequest) -> bool:
+        """Whether one message can open a draft's session even at the end of the request."""
+        size = self.target.info.feature_size if self.target.info else 0
+        tokens = len(request.prompt_token_ids) + request.max_new_tokens
+        if 2 * size * tokens <= FEATURES_LIMIT_BYTES:
+            return True
+        log.info("request too long for its features", tokens=tokens, feature_size=size)
+        return False
 
     def _dismiss(self, one: Participants) -> None:
         self.active_count -= 1

@@ -60,10 +60,7 @@ class Compatibility:
         if info.tokenizer_sha256 != self.tokenizer_sha256:
             return "has another tokenizer than the target"
         if self.feature_size is not None and info.feature_size not in (0, self.feature_size):
-            return (
-                f"reads features of {info.feature_size} elements, and the target gives "
-                f"{self.feature_size}"
-            )
+            return f"has features of {info.feature_size} elements, not of {self.feature_size}"
         return ""
 
 

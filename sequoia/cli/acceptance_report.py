@@ -32,7 +32,8 @@ class Report:
     Attributes:
         levels: agreement at each level that was measured, the first one always.
         expected: expected tokens per step of the best tree, by its number of nodes.
-        walked: tokens per step of the same trees over the texts; None above temperature 0.
+        walked: tokens per step over the texts, of the best of the trees that the levels' vectors
+            ask for; None above temperature 0.
         prompt_count: prompts that the target continued.
         skipped_count: prompts that were too long.
     """
@@ -103,22 +104,21 @@ class Report:
         return table
 
     def _by_rank(self) -> Table:
-        table = Table("k", title="by number of children k")
+        table = Table("k", title="child k accepted, all k rejected, argmax in first k")
         several = len(self.levels) > 1
         for number in range(1, len(self.levels) + 1):
             level = f"\nlevel {number}" if several else ""
-            table.add_column(f"child k accepted{level}", justify="right")
-            table.add_column(f"all k rejected{level}", justify="right")
-            table.add_column(f"argmax in first k{level}", justify="right")
-        for k in range(1, len(self.levels[0].rejection) + 1):
+            for name in ("accepted", "rejected", "argmax"):
+                table.add_column(f"{name}{level}", justify="right", no_wrap=True)
+        for k in self.levels[0].top_match:
             cells = [cell for found in self.levels for cell in _cells(found, k)]
             table.add_row(str(k), *cells)
         return table
 
 
-def _cells(found: Agreement, k: int) -> tuple[str, str, str]:
-    top = f"{found.top_match[k]:.4f}" if k in found.top_match else ""
-    return f"{found.vector[k]:.4f}", f"{found.rejection[k - 1]:.4f}", top
+def _cells(found: Agreement, k: int) -> tuple[str, ...]:
+    figures = (found.vector[k], found.rejection[k - 1], found.top_match[k])
+    return tuple(f"{figure:.3f}" for figure in figures)
 
 
 def _level(number: int, found: Agreement) -> dict[str, object]:

@@ -163,6 +163,8 @@ def _distill(order: Order, budget: Budget, place: Place, device: str) -> list[Ju
     from sequoia.runtime.loading import choose_device
 
     arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    if not any(argument.split("=")[0] == "--target" for argument in arguments):
+        arguments += ["--target", order.target]  # it came from the environment
     command = shlex.join(["sequoia", *arguments])
     with stderr_display() as display:
         return make(order, budget, place, choose_device(device), command, display)

@@ -97,12 +97,13 @@ def conversations(
     number = start
     while prompts or template.invents:
         chance = random.Random(f"{seed}:{number}")  # noqa: S311 - no secret hangs on it
-        limit = chance.randint(length // 2, length)
+        limit = fixed + chance.randint((length - fixed) // 2, length - fixed)
         turn, rest = divmod(number, every)
         if rest == 0 and prompts:
             temperature = _prompt_temperature(turn // len(prompts))
             prompt = prompts[turn % len(prompts)][: (length - fixed) // 2]
-            limit = max(limit, fixed + len(prompt) + length // 8)  # so that there is an answer
+            # So that there is an answer.
+            limit = max(limit, fixed + len(prompt) + (length - fixed) // 8)
             yield Conversation(template.opening, prompt, 1.0, temperature, limit)
         else:
             opening = template.bare if chance.random() < 0.1 else template.opening

@@ -42,9 +42,8 @@ def explained(folder: Path, setting: str | None) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError, OSError, SafetensorError) as error:
         if is_out_of_memory(error):
-            raise DistillError(
-                f"not enough memory: lower {setting} and go on with --resume ({_first_line(error)})"
-            ) from error
+            advice = f": lower {setting} and go on with --resume" if setting else ""
+            raise DistillError(f"not enough memory{advice} ({_first_line(error)})") from error
         if is_out_of_room(error):
             raise DistillError(
                 f"{folder}: the disk is full, {megabytes(free_bytes(folder))} are free; what was "

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from sequoia.acceptance.continuations import Prompt, write
 from sequoia.acceptance.measure import Agreement, Measuring, measure
@@ -36,12 +39,21 @@ def prompt_of(example: Example) -> tuple[int, ...]:
 def hold_out(examples: Sequence[Example]) -> tuple[list[Example], list[tuple[int, ...]]]:
     """The examples to learn from, and the prompts to judge by.
 
-    Every 50th example's prompt is judged by, and every example with one of these prompts is held
-    out. What was held out of a smaller corpus is held out of a larger one, too.
+    About every 50th prompt is judged by, chosen by its hash: what is held out of a smaller corpus is
+    held out of a larger one too, and a prompt that comes again and again counts once. Where the hash
+    chooses none, the first prompt is judged by.
     """
-    unseen = list(dict.fromkeys(prompt_of(example) for example in examples[::HOLD_OUT_EVERY]))
+    prompts = [prompt_of(example) for example in examples]
+    unseen = [prompt for prompt in dict.fromkeys(prompts) if _is_held_out(prompt)] or prompts[:1]
     held = set(unseen)
-    return [example for example in examples if prompt_of(example) not in held], unseen
+    learned = [
+        example for example, prompt in zip(examples, prompts, strict=True) if prompt not in held
+    ]
+    return learned, unseen
+
+
+def _is_held_out(prompt: tuple[int, ...]) -> bool:
+    return zlib.crc32(np.array(prompt, dtype="<u4").tobytes()) % HOLD_OUT_EVERY == 0
 
 
 def judge(
@@ -58,8 +70,9 @@ def judge(
         seed: of the texts and of the children drawn.
         report: told the part that is done.
     """
-    room = max(pair.context_length - NEW_TOKENS, 1)
-    asked = [Prompt(prompt[-room:], NEW_TOKENS) for prompt in prompts]
+    new_tokens = min(NEW_TOKENS, pair.context_length // 2)
+    room = pair.context_length - new_tokens
+    asked = [Prompt(prompt[-room:], new_tokens) for prompt in prompts]
     steps = 2 * len(asked)  # a prompt's answer is written, then compared
     judgements: list[Judgement] = []
     for temperature in TEMPERATURES:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -76,7 +77,11 @@ def cut(ready: Ready, lessons: Lessons, head: Path, keeps_head: bool) -> Student
         keeps_head: whether to write that file where there is none.
     """
     if head.exists():
-        return Student(ready.target, ready.shape, load_file(head)["token_ids"])
+        try:
+            token_ids = load_file(head)["token_ids"]
+        except (SafetensorError, KeyError) as error:
+            raise DistillError(f"{head}: cannot be read: begin anew in another folder") from error
+        return Student(ready.target, ready.shape, token_ids)
     sample = torch.split(_some_features(lessons.examples), 256)
     found = frequent_ids(sample, ready.target.head, ready.head_size, ready.always)
     if keeps_head:

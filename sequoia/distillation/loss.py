@@ -97,7 +97,7 @@ def fused_slope() -> Slope:
         compiled: Slope = torch.compile(slope, dynamic=True)
         compiled(example, example, 1.0, 1.0)
     except Exception as error:
-        log.info("loss not compiled", error=str(error).splitlines()[0])
+        log.warning("loss not compiled, learning is slower", error=type(error).__name__)
         return slope
     return compiled
 

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from sequoia.distillation.failures import DistillError
 
 LOCK = "lock"
+REHEARSAL = "rehearsal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,9 @@ class Place:
             except OSError as error:
                 why = error.strerror or error
                 raise DistillError(f"{folder} cannot be written to: {why}", option) from None
-            if {path.name for path in held} - {LOCK, self.work.name}:
+            # What a run that never began may have left.
+            leftovers = {LOCK, REHEARSAL, self.order.with_suffix(".partial").name, self.work.name}
+            if {path.name for path in held} - leftovers:
                 raise DistillError(
                     f"{folder} is not empty: go on with what is there with --resume, or name "
                     "another folder",

@@ -59,7 +59,7 @@ def plot_learning(path: Path, points: Sequence[Point]) -> None:
     right.set_ylabel("Σ min(p, q)")
     axes.set_title("Learning, on the batches that are learned from")
     handles = [*axes.get_lines(), *right.get_lines()]
-    axes.legend(handles=handles, loc="center right")
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     figure.savefig(path)
 
 

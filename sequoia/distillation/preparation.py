@@ -12,6 +12,7 @@ import torch
 
 from sequoia.distillation.failures import DistillError
 from sequoia.distillation.order import Order
+from sequoia.distillation.place import REHEARSAL
 from sequoia.distillation.student import Shape, Student
 from sequoia.distillation.target import Target
 from sequoia.distillation.template import Template, TemplateError
@@ -110,7 +111,7 @@ def rehearse(ready: Ready, work: Path) -> int:
         DistillError: the target has no such width.
         ModelError: the draft would not load.
     """
-    folder = work / "rehearsal"
+    folder = work / REHEARSAL
     try:
         student = Student(ready.target, ready.shape, torch.arange(ready.head_size))
         student.save(folder)

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sequoia.distillation.extent import Extent
+from sequoia.distillation.failures import DistillError
 
 PATTERN = "shard-*.safetensors"
+DAMAGE = (SafetensorError, KeyError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +49,19 @@ class Record:
 
 
 def extent_of(folder: Path) -> Extent:
-    """How far the corpus in a folder is; nothing where there is none."""
+    """How far the corpus in a folder is; nothing where there is none.
+
+    Raises:
+        DistillError: the last shard is damaged.
+    """
     paths = _paths(folder)
     if not paths:
         return Extent()
-    with safe_open(paths[-1], framework="pt") as file:
-        return Extent(**json.loads(file.metadata()["extent"]))
+    try:
+        with safe_open(paths[-1], framework="pt") as file:
+            return Extent(**json.loads(file.metadata()["extent"]))
+    except DAMAGE as error:
+        raise _damaged(paths[-1], error) from error
 
 
 def save_shard(folder: Path, records: Sequence[Record], extent: Extent) -> None:
@@ -79,8 +88,24 @@ def save_shard(folder: Path, records: Sequence[Record], extent: Extent) -> None:
 
 
 def load_shards(folder: Path) -> list[dict[str, Tensor]]:
-    """Every shard in `folder`, oldest first (see `save_shard` for the tensors)."""
-    return [load_file(path) for path in _paths(folder)]
+    """Every shard in `folder`, oldest first (see `save_shard` for the tensors).
+
+    Raises:
+        DistillError: a shard is damaged.
+    """
+    return [_load(path) for path in _paths(folder)]
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
+    return tensors
+
+
+def _damaged(path: Path, error: Exception) -> DistillError:
+    return DistillError(f"{path}: cannot be read ({error}): delete it and go on with --resume")
 
 
 def _paths(folder: Path) -> list[Path]:

@@ -116,7 +116,7 @@ class Student(nn.Module):
             return [state]
         rows, count = token_ids.shape
         positions = torch.arange(count, device=token_ids.device)[None]
-        cache = DynamicCache(config=self.config) if levels > 1 else None
+        cache = DynamicCache() if levels > 1 else None  # whole rows: the mask decides
         states: list[Tensor] = []
         for level in range(levels):
             before = F.pad(states[-1] if states else features, (0, 0, 1, 0))[:, :-1]
@@ -238,13 +238,14 @@ def _cut_weights(target: Target, shape: Shape) -> dict[str, Tensor]:
 def _narrowed(layer: Mapping[str, Tensor], whole: int, width: int) -> dict[str, Tensor]:
     """A layer with the `width` feed-forward units that weigh most: the product of their norms."""
     weight = torch.ones(whole)
-    for tensor in layer.values():
+    inside = {name: tensor for name, tensor in layer.items() if "mlp" in name}
+    for tensor in inside.values():
         for axis, size in enumerate(tensor.shape):
             if size == whole and tensor.dim() == 2:
                 weight = weight * tensor.float().norm(dim=1 - axis).cpu()
     best = weight.topk(width).indices.sort().values
-    narrow = {}
-    for name, tensor in layer.items():
+    narrow = dict(layer)
+    for name, tensor in inside.items():
         for axis, size in enumerate(tensor.shape):
             if size == whole:
                 tensor = tensor.index_select(axis, best.to(tensor.device))  # noqa: PLW2901

@@ -45,6 +45,8 @@ class Target:
         """
         model = load_model(folder, torch.float32, device)
         whole: Any = model.model
+        if whole.config.get_text_config(decoder=True) is not whole.config:
+            raise ModelError(f"{folder}: a draft can be cut from text models only")
         names: dict[int, str] = {}
         for tensor_name, tensor in whole.state_dict(keep_vars=True).items():
             names.setdefault(id(tensor), tensor_name)  # of tied tensors files hold the first

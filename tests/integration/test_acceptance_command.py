@@ -128,16 +128,16 @@ def test_above_temperature_zero_nothing_is_walked(pair: tuple[str, str], rule: R
 
 
 def test_tables_show_the_figures(pair: tuple[str, str]) -> None:
-    """Every number of children has its row, and the summary names the pair."""
+    """Small and large numbers of children have rows that fit a terminal; the summary names the pair."""
     report = measurement(0.0).run(PROMPTS, *pair, "float32", "cpu")
     stream = io.StringIO()
-    Console(file=stream, width=200).print(report.as_tables())
+    Console(file=stream, width=80).print(report.as_tables())
     shown = stream.getvalue()
     first = report.levels[0]
     for text in (f"{first.overlap:.4f}", f"{report.times.ratio:.3f}", "(at temperature 1)"):
         assert text in shown
-    for k in range(1, 33):
-        assert f"{first.rejection[k - 1]:.4f}" in shown
+    for k in (1, 2, 4, 8, 16, 32):
+        assert f"{first.rejection[k - 1]:.3f}" in shown
 
 
 async def test_the_walk_counts_the_steps_of_the_service(pair: tuple[str, str]) -> None:

@@ -98,6 +98,18 @@ async def test_a_draft_that_comes_late_serves_the_next_requests(pair: tuple[Path
     assert [t.token_id for chunk in chunks for t in chunk.tokens] == after.token_ids
 
 
+async def test_a_request_too_long_for_its_features_goes_without_the_draft(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one message could not carry is not asked for; the text is the same."""
+    async with running_stack(*pair) as stack:
+        usual = await stack.generate(GREEDY)
+        monkeypatch.setattr("coordinator.engine.FEATURES_LIMIT_BYTES", 1000)
+        alone = await stack.generate(GREEDY)
+    assert alone.token_ids == usual.token_ids
+    assert alone.completion.usage.tokens_per_step == 1.0
+
+
 def _prepared(stack: Stack, request: GenerationRequest) -> PreparedRequest:
     reader = stack.coordinator._reader
     assert reader is not None

@@ -151,13 +151,30 @@ def example(*token_ids: int, answer_start: int) -> Example:
 
 
 def test_held_out_prompts_are_learned_nowhere() -> None:
-    """Every 50th prompt is judged by, and other answers to it are not learned from either."""
-    examples = [example(1, number, 7, 7, answer_start=2) for number in range(120)]
-    again = example(1, 50, 8, 8, answer_start=2)
-    learned, unseen = hold_out([*examples, again])
-    assert unseen == [(1, 0), (1, 50), (1, 100)]
-    assert len(learned) == 117
+    """About every 50th prompt is judged by, and no answer to it is learned from."""
+    examples = [
+        example(1, number % 1000, 7, 7, answer_start=2) for number in range(2000)
+    ]  # every prompt twice
+    learned, unseen = hold_out(examples)
+    assert 5 <= len(unseen) <= 50
+    assert len(learned) == len(examples) - 2 * len(unseen)
     assert not {prompt_of(one) for one in learned} & set(unseen)
+
+
+def test_prompts_stay_held_out_as_the_corpus_grows() -> None:
+    """What was judged by is not learned from later, nor the other way round."""
+    examples = [example(1, number, 7, 7, answer_start=2) for number in range(1000)]
+    few, many = hold_out(examples[:300]), hold_out(examples)
+    assert set(few[1]) <= set(many[1])
+    assert {prompt_of(one) for one in few[0]} <= {prompt_of(one) for one in many[0]}
+
+
+def test_few_prompts_with_many_answers_are_learned_from() -> None:
+    """Holding out goes by prompts, not by answers: given ones come again and again."""
+    examples = [example(1, number % 7, 7, 7, answer_start=2) for number in range(400)]
+    learned, unseen = hold_out(examples)
+    assert len(unseen) <= 2
+    assert len(learned) > 250
 
 
 def test_the_first_half_of_foreign_text_is_its_prompt() -> None:
