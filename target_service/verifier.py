@@ -22,7 +22,8 @@ from sequoia.messages import (
 )
 from sequoia.randomness import Purpose, coupled_noise, uniforms
 from sequoia.runtime.features import pack_features
-from sequoia.runtime.forward import PassOutput, Segment
+from sequoia.runtime.forward import PassOutput
+from sequoia.runtime.segment import Segment
 from sequoia.runtime.sessions import Session
 from sequoia.runtime.worker import ModelWorker
 from sequoia.sampling import draw_index, penalise, warp

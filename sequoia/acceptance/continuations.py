@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sequoia.randomness import Purpose, uniforms
 from sequoia.runtime.cache import KVCache
-from sequoia.runtime.forward import Segment, TreeModel
+from sequoia.runtime.forward import TreeModel
+from sequoia.runtime.segment import Segment
 from sequoia.sampling import draw_index, warp
 from sequoia.settings import SamplingSettings
 

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sequoia.runtime.cache import KVCache
-from sequoia.runtime.forward import Segment, TreeModel
+from sequoia.runtime.forward import TreeModel
+from sequoia.runtime.segment import Segment
 
 LEVELS = 3
 """Levels that are measured for a draft that reads features."""

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from sequoia.runtime.cache import KVCache
-from sequoia.runtime.forward import Segment, TreeModel
+from sequoia.runtime.forward import TreeModel
+from sequoia.runtime.segment import Segment
 
 PREFIX_LENGTH = 256
 LEVEL_NODES = 8

@@ -19,7 +19,7 @@ from sequoia.distillation.shelf import Shelf
 from sequoia.distillation.target import Target
 from sequoia.distillation.template import Template
 from sequoia.runtime.cache import KVCache
-from sequoia.runtime.forward import Segment
+from sequoia.runtime.segment import Segment
 
 READ_ROWS = 8
 """Pieces of foreign text in one pass."""

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from sequoia.distillation.decode import Prefix
 from sequoia.runtime.cache import KVCache
-from sequoia.runtime.forward import Segment, TreeModel
+from sequoia.runtime.forward import TreeModel
+from sequoia.runtime.segment import Segment
 
 
 class TreeDecoder:

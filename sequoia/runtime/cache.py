@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,56 +12,106 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 GROWTH_ROWS = 256
 
 
-class KVCache:
-    """Keys and values of one session, written in place, grown in blocks of rows.
-
-    Rows below `length` are valid. A pass writes its rows behind them; they become valid when the
-    pass is over and the owner raises `length`.
-    """
-
-    def __init__(self) -> None:
-        self.length = 0
-        self.keys: list[Tensor] = []  # per layer [heads, capacity, head_dim]
-        self.values: list[Tensor] = []
+class Rows(Protocol):
+    """The memory of a cache, in whatever layout the engine that fills it reads best."""
 
     @property
     def memory_bytes(self) -> int:
         """Bytes allocated."""
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
 
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Write rows `[heads, rows, head_dim]` of one layer behind the valid ones."""
-        end = self.length + keys.shape[1]
-        if layer == len(self.keys):
-            self.keys.append(keys.new_empty(keys.shape[0], 0, keys.shape[2]))
-            self.values.append(values.new_empty(values.shape[0], 0, values.shape[2]))
-        if end > self.keys[layer].shape[1]:
-            self.keys[layer] = _grown(self.keys[layer], self.length, end)
-            self.values[layer] = _grown(self.values[layer], self.length, end)
-        self.keys[layer][:, self.length : end] = keys
-        self.values[layer][:, self.length : end] = values
+    def move(self, start: int, rows: Sequence[int]) -> None:
+        """Let `rows`, which rise, become rows start, start + 1, ..."""
+
+    def repeated(self, length: int) -> Rows:
+        """Memory of `length` rows that all repeat the first."""
+
+
+class KVCache:
+    """Keys and values of one session, written in place, grown in blocks of rows.
+
+    Rows below `length` are valid. A pass writes its rows behind them; they become valid when the
+    pass is over and `length` is raised. The engine that runs the first pass brings the memory.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.rows: Rows | None = None
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes allocated."""
+        return self.rows.memory_bytes if self.rows else 0
 
     def repeated(self, length: int) -> KVCache:
         """A cache of `length` rows that all repeat the first: like any other, to a clock."""
         other = KVCache()
-        other.keys = [tensor[:, :1].repeat(1, length, 1) for tensor in self.keys]
-        other.values = [tensor[:, :1].repeat(1, length, 1) for tensor in self.values]
+        if self.rows:
+            other.rows = self.rows.repeated(length)
         other.length = length
         return other
 
     def keep(self, start: int, rows: Sequence[int]) -> None:
         """Drop every row from `start` on but the given ones, which move up in their order."""
         length = start + len(rows)
-        if list(rows) != list(range(start, length)):
-            index = torch.tensor(rows, device=self.keys[0].device)
-            for tensor in (*self.keys, *self.values):
-                tensor[:, start:length] = tensor[:, index]
+        if self.rows and list(rows) != list(range(start, length)):
+            self.rows.move(start, rows)
         self.length = length
 
 
+class LayerRows:
+    """Rows as transformers has them, two tensors a layer."""
+
+    def __init__(self) -> None:
+        self.keys: list[Tensor] = []  # per layer [heads, capacity, head_dim]
+        self.values: list[Tensor] = []
+
+    @classmethod
+    def of(cls, cache: KVCache) -> LayerRows:
+        """The memory of a cache that this engine fills."""
+        if cache.rows is None:
+            cache.rows = cls()
+        if not isinstance(cache.rows, cls):
+            raise TypeError("the cache was filled by another engine")
+        return cache.rows
+
+    @property
+    def memory_bytes(self) -> int:
+        """See `Rows`."""
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+
+    def write(self, layer: int, at: int, keys: Tensor, values: Tensor) -> None:
+        """Write rows `[heads, rows, head_dim]` of one layer from row `at` on; those below stay."""
+        end = at + keys.shape[1]
+        if layer == len(self.keys):
+            self.keys.append(keys.new_empty(keys.shape[0], 0, keys.shape[2]))
+            self.values.append(values.new_empty(values.shape[0], 0, values.shape[2]))
+        if end > self.keys[layer].shape[1]:
+            self.keys[layer] = _grown(self.keys[layer], at, end)
+            self.values[layer] = _grown(self.values[layer], at, end)
+        self.keys[layer][:, at:end] = keys
+        self.values[layer][:, at:end] = values
+
+    def repeated(self, length: int) -> LayerRows:
+        """See `Rows`."""
+        other = LayerRows()
+        other.keys = [tensor[:, :1].repeat(1, length, 1) for tensor in self.keys]
+        other.values = [tensor[:, :1].repeat(1, length, 1) for tensor in self.values]
+        return other
+
+    def move(self, start: int, rows: Sequence[int]) -> None:
+        """See `Rows`."""
+        index = torch.tensor(rows, device=self.keys[0].device, dtype=torch.long)
+        for tensor in (*self.keys, *self.values):
+            tensor[:, start : start + len(rows)] = tensor[:, index]
+
+
+def grown_capacity(valid: int, needed: int) -> int:
+    """Rows to allocate for `needed` ones where `valid` are to be kept."""
+    return -(-max(needed, 2 * valid if valid < 4096 else 0) // GROWTH_ROWS) * GROWTH_ROWS
+
+
 def _grown(tensor: Tensor, valid: int, needed: int) -> Tensor:
-    capacity = -(-max(needed, 2 * valid if valid < 4096 else 0) // GROWTH_ROWS) * GROWTH_ROWS
-    grown = tensor.new_zeros(tensor.shape[0], capacity, tensor.shape[2])
+    grown = tensor.new_zeros(tensor.shape[0], grown_capacity(valid, needed), tensor.shape[2])
     grown[:, :valid] = tensor[:, :valid]
     return grown
 
@@ -85,11 +135,14 @@ class PassLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write the new rows `[batch, heads, rows, head_dim]`; return all rows, padded."""
-        for index, (cache, rows) in enumerate(zip(self.caches, self.row_counts, strict=True)):
-            cache.write(self.layer, key_states[index, :, :rows], value_states[index, :, :rows])
-        ends = [c.length + rows for c, rows in zip(self.caches, self.row_counts, strict=True)]
-        keys = [c.keys[self.layer][:, :end] for c, end in zip(self.caches, ends, strict=True)]
-        values = [c.values[self.layer][:, :end] for c, end in zip(self.caches, ends, strict=True)]
+        keys, values, ends = [], [], []
+        for index, (cache, count) in enumerate(zip(self.caches, self.row_counts, strict=True)):
+            rows, end = LayerRows.of(cache), cache.length + count
+            new = key_states[index, :, :count], value_states[index, :, :count]
+            rows.write(self.layer, cache.length, *new)
+            keys.append(rows.keys[self.layer][:, :end])
+            values.append(rows.values[self.layer][:, :end])
+            ends.append(end)
         return _stacked(keys, max(ends)), _stacked(values, max(ends))
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

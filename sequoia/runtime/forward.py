@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sequoia.runtime.cache import KVCache, PassCache
-from sequoia.tree import Topology
+from sequoia.runtime.native.decoder import NativeDecoder
+from sequoia.runtime.segment import Segment
 
 PREFILL_CHUNK = 512
 
@@ -28,40 +27,6 @@ class PassOutput(NamedTuple):
 
     logits: Tensor  # fp32 [rows, output rows]
     features: Tensor  # [rows, hidden], what the output layer reads
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """One session's share of a pass: new rows behind the valid rows of its cache."""
-
-    cache: KVCache
-    token_ids: Sequence[int]
-    positions: Sequence[int]
-    visible: NDArray[np.bool_]  # [new rows, valid rows + new rows]
-    key_positions: NDArray[np.int64]  # [valid rows + new rows]
-    # [new rows, hidden], each of the position before its row; read by feature-conditioned models
-    # only, for which None means zeros.
-    features: Tensor | None = None
-
-    @classmethod
-    def chain(
-        cls, cache: KVCache, token_ids: Sequence[int], features: Tensor | None = None
-    ) -> Segment:
-        """Tokens that follow the cached ones, each seeing all before it."""
-        count, start = len(token_ids), cache.length
-        visible = np.tri(count, start + count, start, dtype=np.bool_)
-        positions = range(start, start + count)
-        return cls(cache, token_ids, positions, visible, np.arange(start + count), features)
-
-    @classmethod
-    def tree(cls, cache: KVCache, topology: Topology, token_ids: Sequence[int]) -> Segment:
-        """A whole tree behind the cached rows: a node sees these, its ancestors and itself."""
-        start, count = cache.length, topology.node_count
-        visible = np.ones((count, start + count), dtype=np.bool_)
-        visible[:, start:] = topology.ancestry
-        positions = start + np.array(topology.depths)
-        key_positions = np.concatenate([np.arange(start), positions])
-        return cls(cache, token_ids, positions.tolist(), visible, key_positions)
 
 
 class TreeModel:
@@ -107,8 +72,23 @@ class TreeModel:
         )
         parameters = inspect.signature(model.forward).parameters
         self._trims_logits = "logits_to_keep" in parameters
+        self._native: NativeDecoder | None = None
         self._features: Tensor | None = None  # of the last pass, [segments, width, hidden]
         model.get_decoder().register_forward_hook(self._take_features)
+
+    @property
+    def engine(self) -> str:
+        """What runs the passes: `native` or `transformers`."""
+        return "transformers" if self._native is None else "native"
+
+    def compile(self, threads: int) -> None:
+        """Hand the weights to the compiled engine; from now on that runs every pass.
+
+        Raises:
+            NativeUnavailableError: there is none for this machine or this model.
+        """
+        fusion = self.model.fusion if self.reads_features else None
+        self._native = NativeDecoder(self.model, fusion, threads)
 
     @torch.inference_mode()
     def forward(self, segments: Sequence[Segment], with_logits: bool = True) -> list[PassOutput]:
@@ -117,6 +97,8 @@ class TreeModel:
         Returns:
             Per segment, what the pass says of its new rows; the logits are empty without logits.
         """
+        if self._native is not None:
+            return self._run_native(self._native, segments, with_logits)
         counts = [len(segment.token_ids) for segment in segments]
         width = max(counts)
         token_ids = torch.zeros(len(segments), width, dtype=torch.long)
@@ -144,6 +126,23 @@ class TreeModel:
             for row, count in enumerate(counts)
         ]
 
+    def _run_native(
+        self, native: NativeDecoder, segments: Sequence[Segment], with_logits: bool
+    ) -> list[PassOutput]:
+        counts = [len(segment.token_ids) for segment in segments]
+        token_ids = torch.tensor([t for segment in segments for t in segment.token_ids])
+        token_ids.clamp_(max=self.embedding_size - 1)
+        inputs = self.model.get_input_embeddings()(token_ids)
+        if self.reads_features:
+            read = inputs.new_zeros(len(inputs), self.feature_size)
+            for rows, segment in zip(read.split(counts), segments, strict=True):
+                if segment.features is not None:
+                    rows[:] = segment.features
+            inputs = torch.cat([inputs, read], -1)
+        logits, features = native.run(segments, inputs.float(), with_logits)
+        parts = logits.split(counts if with_logits else [0] * len(counts))
+        return [PassOutput(*pair) for pair in zip(parts, features.split(counts), strict=True)]
+
     def prefill(
         self, cache: KVCache, token_ids: Sequence[int], features: Tensor | None = None
     ) -> Tensor:
@@ -169,7 +168,13 @@ class TreeModel:
 
     @torch.inference_mode()
     def plain(self, token_ids: Sequence[int], features: Tensor | None = None) -> PassOutput:
-        """One sequence as transformers has it, without our cache and mask; arguments as `prefill`'s."""
+        """One whole sequence, arguments as `prefill`'s.
+
+        It runs as transformers has it, without our cache and mask, until `compile`.
+        """
+        if self._native is not None:
+            (output,) = self.forward([Segment.chain(KVCache(), token_ids, features)])
+            return output
         inputs = self._inputs(torch.tensor([token_ids]), [features])
         logits: Tensor = self.model(**inputs, use_cache=False).logits[0].float()
         return PassOutput(logits, self._taken()[0])

@@ -17,6 +17,7 @@ from sequoia.runtime.loading import (
     load_draft,
     load_model,
 )
+from sequoia.runtime.native.library import NativeUnavailableError
 from sequoia.runtime.packing import pack_linear_layers
 from sequoia.runtime.selfcheck import check_tree_attention
 from sequoia.runtime.tokenization import load_tokenizer, tokenizer_sha256
@@ -66,15 +67,25 @@ def load_draft_worker(draft: str | None, target: str, dtype: str, device: str) -
 
 
 def _checked(name: str, model: TreeModel, fingerprint: str, started: float) -> LoadedModel:
-    if model.device.type == "cpu":
-        pack_linear_layers(model.model)
-    check_tree_attention(model)
+    check_tree_attention(model, lambda: _prepare(model))
     log.info(
         "model loaded",
         model=name,
+        engine=model.engine,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         threads=torch.get_num_threads(),
         seconds=round(time.perf_counter() - started, 2),
     )
     return LoadedModel(name, model, fingerprint)
+
+
+def _prepare(model: TreeModel) -> None:
+    """Bring a model's weights into the form in which this machine reads them fastest."""
+    if model.device.type != "cpu":
+        return
+    try:
+        model.compile(torch.get_num_threads())
+    except NativeUnavailableError as error:
+        log.warning("passes go through transformers", reason=str(error))
+        pack_linear_layers(model.model)

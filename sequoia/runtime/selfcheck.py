@@ -8,12 +8,16 @@ far from the start (chunks, windows that a model masks by itself) is refused by 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from sequoia.runtime.cache import KVCache
 from sequoia.runtime.catalogue import ModelError
-from sequoia.runtime.forward import Segment, TreeModel
+from sequoia.runtime.forward import TreeModel
+from sequoia.runtime.segment import Segment
 from sequoia.tree import Topology
 
 KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention", "global"})
@@ -24,8 +28,13 @@ TREE = Topology((-1, 0, 0, 1, 2, 2))
 TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.5}
 
 
-def check_tree_attention(model: TreeModel) -> None:
+def check_tree_attention(model: TreeModel, prepare: Callable[[], None] = lambda: None) -> None:
     """Compare a small tree with the sequences along its paths.
+
+    Args:
+        model: as transformers loaded it.
+        prepare: brings the model into the form that it serves in. Called between the sequences and the
+            tree, so that this form is checked against transformers'.
 
     Raises:
         ModelError: the model cannot run a tree, or says something else on it.
@@ -35,7 +44,9 @@ def check_tree_attention(model: TreeModel) -> None:
             f"this model cannot be run over a token tree: layers of {', '.join(sorted(unknown))}"
         )
     try:
-        deviation = tree_deviation(model)
+        expected = _along_paths(model)
+        prepare()
+        deviation = _tree_deviation(model, expected)
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
         raise ModelError(
             f"this model cannot be run over a token tree: {type(error).__name__}: {error}"
@@ -48,18 +59,25 @@ def check_tree_attention(model: TreeModel) -> None:
         )
 
 
-def tree_deviation(model: TreeModel) -> float:
-    """Largest difference of log probabilities between a tree and the sequences in it."""
+def _tokens(model: TreeModel) -> tuple[list[int], tuple[int, ...]]:
+    """A prefix, and the tokens of the tree behind it."""
     generator = np.random.default_rng(7)
     tokens = generator.integers(0, model.embedding_size, PREFIX_LENGTH + TREE.node_count).tolist()
-    prefix, nodes = tokens[:PREFIX_LENGTH], tuple(tokens[PREFIX_LENGTH:])
+    return tokens[:PREFIX_LENGTH], tuple(tokens[PREFIX_LENGTH:])
+
+
+def _along_paths(model: TreeModel) -> Tensor:
+    """Log probabilities at every node, `[nodes, output rows]`, each from a sequence of its own."""
+    prefix, nodes = _tokens(model)
+    paths = [[nodes[0], *(nodes[i] for i in TREE.path(n))] for n in range(TREE.node_count)]
+    logits = torch.stack([model.plain([*prefix, *path]).logits[-1] for path in paths])
+    return torch.log_softmax(logits, -1)
+
+
+def _tree_deviation(model: TreeModel, expected: Tensor) -> float:
+    """Largest difference of log probabilities between the tree and what is expected."""
+    prefix, nodes = _tokens(model)
     cache = KVCache()
     model.prefill(cache, prefix)
     (over_tree,) = model.forward([Segment.tree(cache, TREE, nodes)])
-    deviation = 0.0
-    for node in range(TREE.node_count):
-        path = [nodes[0], *(nodes[index] for index in TREE.path(node))]
-        plain = model.plain([*prefix, *path]).logits[-1]
-        difference = torch.log_softmax(over_tree.logits[node], -1) - torch.log_softmax(plain, -1)
-        deviation = max(deviation, float(difference.abs().max()))
-    return deviation
+    return float((torch.log_softmax(over_tree.logits, -1) - expected).abs().max())

@@ -32,7 +32,8 @@ from sequoia.messages import (
 from sequoia.runtime.cache import KVCache
 from sequoia.runtime.device import DeviceThread
 from sequoia.runtime.features import pack_features
-from sequoia.runtime.forward import Segment, TreeModel
+from sequoia.runtime.forward import TreeModel
+from sequoia.runtime.segment import Segment
 from sequoia.runtime.sessions import Session, SessionTable
 from sequoia.tree import Topology, Tree
 

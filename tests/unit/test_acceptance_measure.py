@@ -23,8 +23,9 @@ from sequoia.acceptance.walk import Walker
 from sequoia.errors import IncompatibleModelsError
 from sequoia.runtime.cache import KVCache
 from sequoia.runtime.features import pack_features
-from sequoia.runtime.forward import Segment, TreeModel
+from sequoia.runtime.forward import TreeModel
 from sequoia.runtime.pairing import LoadedModel
+from sequoia.runtime.segment import Segment
 from sequoia.runtime.worker import WorkerLimits
 from sequoia.sampling import warp
 from sequoia.settings import SamplingSettings

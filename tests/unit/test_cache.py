@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sequoia.runtime.cache import GROWTH_ROWS, KVCache, PassCache
+from sequoia.runtime.cache import GROWTH_ROWS, KVCache, LayerRows, PassCache
 
 HEADS, KEY_DIM, VALUE_DIM = 2, 3, 5
 
@@ -27,7 +27,7 @@ def filled(count: int, layers: int = 2) -> KVCache:
     """A cache with some valid rows, numbered from 0."""
     cache = KVCache()
     for layer in range(layers):
-        cache.write(layer, rows(0, count), rows(0, count, VALUE_DIM))
+        LayerRows.of(cache).write(layer, cache.length, rows(0, count), rows(0, count, VALUE_DIM))
     cache.length = count
     return cache
 
@@ -35,7 +35,10 @@ def filled(count: int, layers: int = 2) -> KVCache:
 def numbers(cache: KVCache, layer: int, end: int | None = None) -> list[int]:
     """The numbers that the rows of a layer carry; keys and values agree."""
     end = cache.length if end is None else end
-    keys, values = cache.keys[layer][:, :end], cache.values[layer][:, :end]
+    keys, values = (
+        LayerRows.of(cache).keys[layer][:, :end],
+        LayerRows.of(cache).values[layer][:, :end],
+    )
     assert torch.equal(keys, keys[:1, :, :1].expand_as(keys))
     assert torch.equal(values, keys[:, :, :1].expand_as(values))
     found: list[int] = keys[0, :, 0].int().tolist()
@@ -53,7 +56,7 @@ def test_rows_are_written_behind_the_valid_ones() -> None:
     """They become valid when the owner raises the length."""
     cache = filled(4)
     for layer in range(2):
-        cache.write(layer, rows(4, 3), rows(4, 3, VALUE_DIM))
+        LayerRows.of(cache).write(layer, cache.length, rows(4, 3), rows(4, 3, VALUE_DIM))
     assert cache.length == 4
     assert numbers(cache, 0, end=7) == numbers(cache, 1, end=7) == list(range(7))
 
@@ -61,8 +64,8 @@ def test_rows_are_written_behind_the_valid_ones() -> None:
 def test_rows_that_never_became_valid_are_overwritten() -> None:
     """A pass that failed leaves nothing behind."""
     cache = filled(4, layers=1)
-    cache.write(0, rows(90, 3), rows(90, 3, VALUE_DIM))
-    cache.write(0, rows(4, 1), rows(4, 1, VALUE_DIM))
+    LayerRows.of(cache).write(0, cache.length, rows(90, 3), rows(90, 3, VALUE_DIM))
+    LayerRows.of(cache).write(0, cache.length, rows(4, 1), rows(4, 1, VALUE_DIM))
     cache.length = 5
     assert numbers(cache, 0) == list(range(5))
 
@@ -71,7 +74,7 @@ def test_growing_keeps_the_valid_rows() -> None:
     """Row after row over several blocks, nothing is lost."""
     cache = KVCache()
     for first in range(0, 3 * GROWTH_ROWS, 100):
-        cache.write(0, rows(first, 100), rows(first, 100, VALUE_DIM))
+        LayerRows.of(cache).write(0, cache.length, rows(first, 100), rows(first, 100, VALUE_DIM))
         cache.length += 100
     assert numbers(cache, 0) == list(range(cache.length))
 
@@ -88,9 +91,9 @@ def test_growing_row_by_row_copies_seldom() -> None:
     """Capacity doubles at first, so that a long text is not copied again and again."""
     cache, capacities = KVCache(), set()
     for row in range(4 * GROWTH_ROWS):
-        cache.write(0, rows(row, 1), rows(row, 1, VALUE_DIM))
+        LayerRows.of(cache).write(0, cache.length, rows(row, 1), rows(row, 1, VALUE_DIM))
         cache.length += 1
-        capacities.add(cache.keys[0].shape[1])
+        capacities.add(LayerRows.of(cache).keys[0].shape[1])
     assert len(capacities) <= 3
 
 
@@ -137,7 +140,7 @@ def test_a_pass_over_one_session_copies_nothing() -> None:
     """With one session the model reads the session's own memory."""
     cache = filled(5, layers=1)
     keys, _ = PassCache([cache], [1]).update(rows(5, 1)[None], rows(5, 1, VALUE_DIM)[None], 0)
-    assert keys.data_ptr() == cache.keys[0].data_ptr()
+    assert keys.data_ptr() == LayerRows.of(cache).keys[0].data_ptr()
 
 
 def test_transformers_is_told_the_length_of_the_longest_session() -> None:

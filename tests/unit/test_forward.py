@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sequoia.runtime.cache import KVCache
+from sequoia.runtime.cache import KVCache, LayerRows
 from sequoia.runtime.catalogue import ModelError
-from sequoia.runtime.forward import PREFILL_CHUNK, Segment, TreeModel
+from sequoia.runtime.forward import PREFILL_CHUNK, TreeModel
+from sequoia.runtime.segment import Segment
 from sequoia.runtime.selfcheck import PREFIX_LENGTH, check_tree_attention
 from sequoia.tree import ROOT_ONLY, Topology
 from tests.tiny import tiny_llama
@@ -259,7 +260,9 @@ def test_a_prefill_in_chunks_equals_one_pass(llama: TreeModel) -> None:
     for start in range(0, len(tokens), 150):
         llama.prefill(parts, tokens[start : start + 150])
     assert parts.length == whole.length == len(tokens)
-    for one, other in zip((*whole.keys, *whole.values), (*parts.keys, *parts.values), strict=True):
+    one_rows, other_rows = LayerRows.of(whole), LayerRows.of(parts)
+    ours, theirs = (*one_rows.keys, *one_rows.values), (*other_rows.keys, *other_rows.values)
+    for one, other in zip(ours, theirs, strict=True):
         assert torch.allclose(one[:, : whole.length], other[:, : whole.length], atol=ACCURACY)
 
 

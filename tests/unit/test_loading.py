@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from sequoia.runtime.cache import KVCache
 from sequoia.runtime.catalogue import ModelError
-from sequoia.runtime.forward import Segment, TreeModel
+from sequoia.runtime.forward import TreeModel
 from sequoia.runtime.loading import (
     BORROWED_DRAFT_FILE,
     BorrowedDraft,
@@ -23,6 +23,7 @@ from sequoia.runtime.loading import (
     load_model,
     tensor_sha256,
 )
+from sequoia.runtime.segment import Segment
 from sequoia.runtime.tokenization import end_of_text_ids, load_tokenizer, tokenizer_sha256
 from tests.tiny import byte_tokenizer, save_model, tiny_llama, word_tokenizer
 

@@ -5,6 +5,7 @@ import torch
 
 from sequoia.errors import CapacityError, MalformedTreeError, StaleStepError, UnknownSessionError
 from sequoia.messages import Prefill, SessionSettings, StepHeader
+from sequoia.runtime.cache import LayerRows
 from sequoia.runtime.sessions import Session, SessionTable
 from sequoia.settings import DrawRule, SamplingSettings
 from sequoia.tree import Topology, Tree
@@ -34,7 +35,7 @@ def fill(session: Session[str], count: int) -> None:
     """Rows that carry their number, as a pass writes them."""
     start = session.cache.length
     rows = torch.arange(start, start + count).float()[None, :, None]
-    session.cache.write(0, rows, rows)
+    LayerRows.of(session.cache).write(0, start, rows, rows)
     session.cache.length += count
 
 
@@ -50,7 +51,9 @@ def verified() -> Session[str]:
 
 def cached_rows(session: Session[str]) -> list[int]:
     """The numbers of the valid rows."""
-    rows: list[int] = session.cache.keys[0][0, : session.cache.length, 0].int().tolist()
+    rows: list[int] = (
+        LayerRows.of(session.cache).keys[0][0, : session.cache.length, 0].int().tolist()
+    )
     return rows
 
 

@@ -1,0 +1,916 @@
+// Passes of a Llama-like decoder on a CPU: every layer in one call, on threads of its own.
+//
+// Few tokens at a time are bound by reading weights, so weights lie in the order in which they are
+// read: panels of 32 output columns, each a run of tiles that the matrix unit (AMX) or the vector
+// unit takes as they are. What is computed for a token depends on the tokens that it sees and on
+// nothing else: every sum runs over its terms in the same order, however many rows share the pass,
+// wherever in the cache a key lies, and whether a token comes alone, in a tree or in a prompt.
+// So a text is the same, bit for bit, with or without a tree.
+//
+// Elements are float or bfloat16; a *unit* is the 32 bits that hold one of the first or two of the
+// second, and a multiply-add over units is the same operation for both.
+
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512VL__) || !defined(__AVX512DQ__)
+#error "AVX-512 (F, BW, VL, DQ) is needed"
+#endif
+
+namespace {
+
+constexpr int kLanes = 16;       // numbers in a vector
+constexpr int kPanel = 32;       // output columns of a panel
+constexpr int kTileUnits = 16;   // units of depth in a tile
+constexpr int kTile = kTileUnits * kLanes;
+constexpr int kMatrixRows = 32;  // rows that the matrix unit takes at once
+constexpr int kVectorRows = 12;  // rows that the vector unit takes at once
+constexpr int kHeadGroup = 4;    // query heads that share the reading of a key
+
+struct Float {
+  using Element = float;
+  static constexpr int kPerUnit = 1;
+  static Element from(float value) { return value; }
+  static float to(Element value) { return value; }
+  static void store(Element* out, __m512 values) { _mm512_storeu_ps(out, values); }
+  static __m512 dot(__m512 sum, __m512i weights, __m512i values) {
+    return _mm512_fmadd_ps(_mm512_castsi512_ps(weights), _mm512_castsi512_ps(values), sum);
+  }
+};
+
+struct Bfloat {
+  using Element = uint16_t;
+  static constexpr int kPerUnit = 2;
+  static Element from(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return static_cast<Element>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+  }
+  static float to(Element value) {
+    const uint32_t bits = static_cast<uint32_t>(value) << 16;
+    float result;
+    std::memcpy(&result, &bits, sizeof result);
+    return result;
+  }
+  static void store(Element* out, __m512 values) {
+    const __m512i bits = _mm512_castps_si512(values);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
+                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+  }
+  static __m512 dot(__m512 sum, __m512i weights, __m512i values) {
+#ifdef __AVX512BF16__
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(weights),
+                            reinterpret_cast<__m512bh>(values));
+#else
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+    const auto first = [](__m512i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16)); };
+    const auto second = [&](__m512i v) { return _mm512_castsi512_ps(_mm512_and_si512(v, upper)); };
+    return _mm512_fmadd_ps(second(weights), second(values),
+                           _mm512_fmadd_ps(first(weights), first(values), sum));
+#endif
+  }
+};
+
+inline __m512i load_units(const void* address) { return _mm512_loadu_si512(address); }
+
+inline __m512i broadcast_unit(const void* address) {
+  int32_t unit;
+  std::memcpy(&unit, address, sizeof unit);
+  return _mm512_set1_epi32(unit);
+}
+
+// e^x for x <= 0, about one unit in the last place off.
+inline __m512 exponential(__m512 x) {
+  x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
+  const __m512 power = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)),
+                                            _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m512 rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(0.693359375f), x);
+  rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(-2.12194440e-4f), rest);
+  __m512 sum = _mm512_set1_ps(1.0f / 5040);
+  for (const float factor : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f})
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(factor));
+  return _mm512_scalef_ps(sum, power);
+}
+
+// ---------------------------------------------------------------------------------------- threads
+
+inline void pause_briefly(int round) {
+  if (round < 4000)
+    _mm_pause();
+  else
+    std::this_thread::yield();
+}
+
+// One operation of a pass, done piece by piece by whoever is free. It is over when every piece is done,
+// not when every thread has been there: a thread that the system has put aside holds nobody up.
+struct Work {
+  std::atomic<int> claimed{0};
+  std::atomic<int> finished{0};
+
+  template <class Do>
+  void take_part(int count, int threads, const Do& run) {
+    const int piece = std::max(1, count / (4 * threads));
+    for (int begin; (begin = claimed.fetch_add(piece, std::memory_order_relaxed)) < count;) {
+      const int end = std::min(begin + piece, count);
+      run(begin, end);
+      finished.fetch_add(end - begin, std::memory_order_acq_rel);
+    }
+    for (int round = 0; finished.load(std::memory_order_acquire) < count; ++round)
+      pause_briefly(round);
+  }
+};
+
+// Threads that sleep between passes. The caller's thread is the first of them.
+class Pool {
+ public:
+  using Job = std::function<void()>;
+
+  explicit Pool(int size) : size_(size) {
+    for (int index = 1; index < size; ++index) threads_.emplace_back([this] { serve(); });
+  }
+  ~Pool() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+  }
+  int size() const { return size_; }
+
+  // Run the job on every thread that comes in time; it must end when its work is done.
+  void run(std::shared_ptr<Job> job) {
+    if (size_ > 1) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      job_ = job;
+      ++generation_;
+    }
+    wake_.notify_all();
+    (*job)();
+    std::lock_guard<std::mutex> lock(mutex_);
+    job_.reset();
+  }
+
+ private:
+  void serve() {
+    for (uint64_t seen = 0;;) {
+      std::shared_ptr<Job> job;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [&] { return stopping_ || (job_ && generation_ != seen); });
+        if (stopping_) return;
+        seen = generation_;
+        job = job_;
+      }
+      (*job)();
+    }
+  }
+
+  const int size_;
+  std::vector<std::thread> threads_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::shared_ptr<Job> job_;
+  uint64_t generation_ = 0;
+  bool stopping_ = false;
+};
+
+// --------------------------------------------------------------------------------- matrix products
+
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+constexpr bool kHasMatrixUnit = true;
+
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t columns_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+void take_matrix_unit() {
+  TileShapes shapes;
+  for (int tile = 0; tile < 8; ++tile) {
+    shapes.columns_bytes[tile] = 64;
+    shapes.rows[tile] = 16;
+  }
+  _tile_loadconfig(&shapes);
+}
+void release_matrix_unit() { _tile_release(); }
+
+inline void prefetch_tile(const uint32_t* tile) {
+  constexpr int kAhead = 8 * kTile;
+  for (int line = 0; line < kTileUnits; ++line)
+    _mm_prefetch(reinterpret_cast<const char*>(tile + kAhead + line * kLanes), _MM_HINT_T0);
+}
+
+// Sixteen rows by two panels, or thirty-two by one; `out` is [rows][panels * 32].
+template <int kRowTiles, int kPanels>
+void multiply_tiles(const uint16_t* a, int stride, const uint32_t* panel, int tiles, float* out) {
+  static_assert(kRowTiles * kPanels <= 2, "eight tiles in all");
+  const size_t panel_size = size_t{2} * tiles * kTile;
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (kRowTiles * kPanels == 2) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int depth = 0; depth < tiles; ++depth) {
+    const uint32_t* b = panel + size_t{2} * depth * kTile;
+    _tile_loadd(4, a + depth * 2 * kTileUnits, stride * 2);
+    if constexpr (kRowTiles == 2) _tile_loadd(5, a + size_t{16} * stride + depth * 2 * kTileUnits, stride * 2);
+    prefetch_tile(b);
+    _tile_loadd(6, b, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    if constexpr (kRowTiles == 2) _tile_dpbf16ps(2, 5, 6);
+    prefetch_tile(b + kTile);
+    _tile_loadd(7, b + kTile, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kRowTiles == 2) _tile_dpbf16ps(3, 5, 7);
+    if constexpr (kPanels == 2) {
+      prefetch_tile(b + panel_size);
+      _tile_loadd(6, b + panel_size, 64);
+      _tile_dpbf16ps(2, 4, 6);
+      prefetch_tile(b + panel_size + kTile);
+      _tile_loadd(7, b + panel_size + kTile, 64);
+      _tile_dpbf16ps(3, 4, 7);
+    }
+  }
+  constexpr int kStride = kPanel * kPanels;
+  _tile_stored(0, out, kStride * 4);
+  _tile_stored(1, out + 16, kStride * 4);
+  if constexpr (kPanels == 2) {
+    _tile_stored(2, out + 32, kStride * 4);
+    _tile_stored(3, out + 48, kStride * 4);
+  }
+  if constexpr (kRowTiles == 2) {
+    _tile_stored(2, out + 16 * kStride, kStride * 4);
+    _tile_stored(3, out + 16 * kStride + 16, kStride * 4);
+  }
+}
+
+bool ask_for_matrix_unit() {
+  constexpr int kAskPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kAskPermission, kTileData) == 0;
+}
+#else
+constexpr bool kHasMatrixUnit = false;
+void take_matrix_unit() {}
+void release_matrix_unit() {}
+bool ask_for_matrix_unit() { return false; }
+#endif
+
+bool matrix_unit_allowed() {
+  static const bool allowed = kHasMatrixUnit && ask_for_matrix_unit();
+  return allowed;
+}
+
+// A few rows by one panel on the vector unit; `out` is [rows][stride].
+template <class T, int kRows>
+void multiply_rows(const typename T::Element* a, int stride, const uint32_t* panel, int tiles,
+                   float* out, int out_stride) {
+  __m512 sums[kRows][2];
+  for (auto& row : sums) row[0] = row[1] = _mm512_setzero_ps();
+  for (int depth = 0; depth < tiles; ++depth) {
+    const uint32_t* b = panel + size_t{2} * depth * kTile;
+    for (int unit = 0; unit < kTileUnits; ++unit, b += kLanes) {
+      const __m512i left = load_units(b), right = load_units(b + kTile);
+      _mm_prefetch(reinterpret_cast<const char*>(b + 8 * kTile), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(b + 9 * kTile), _MM_HINT_T0);
+#pragma GCC unroll 12
+      for (int row = 0; row < kRows; ++row) {
+        const __m512i value =
+            broadcast_unit(a + size_t(row) * stride + (depth * kTileUnits + unit) * T::kPerUnit);
+        sums[row][0] = T::dot(sums[row][0], left, value);
+        sums[row][1] = T::dot(sums[row][1], right, value);
+      }
+    }
+  }
+  for (int row = 0; row < kRows; ++row) {
+    _mm512_storeu_ps(out + row * out_stride, sums[row][0]);
+    _mm512_storeu_ps(out + row * out_stride + kLanes, sums[row][1]);
+  }
+}
+
+template <class T, int kRows = kVectorRows>
+void multiply_some_rows(int rows, const typename T::Element* a, int stride, const uint32_t* panel,
+                        int tiles, float* out, int out_stride) {
+  if constexpr (kRows > 0) {
+    if (rows == kRows)
+      multiply_rows<T, kRows>(a, stride, panel, tiles, out, out_stride);
+    else
+      multiply_some_rows<T, kRows - 1>(rows, a, stride, panel, tiles, out, out_stride);
+  }
+}
+
+}  // namespace
+
+// ------------------------------------------------------------------------- what Python hands over
+
+extern "C" {
+
+struct Linear {
+  const uint32_t* packed;  // panels of tiles; see pack
+  const float* bias;       // [outputs], or null
+  int32_t inputs, outputs;
+};
+
+struct Layer {
+  Linear qkv, attention_output, gate_up, down;
+  const float* input_norm;      // [hidden]
+  const float* attention_norm;  // [hidden]
+};
+
+struct Decoder {
+  int32_t layer_count, hidden, heads, kv_heads, head_dim, ffn, vocabulary, is_bfloat;
+  float norm_epsilon, attention_scale;
+  const Layer* layers;
+  const float* final_norm;  // [hidden]
+  Linear head;
+  Linear fusion;  // of a draft that reads features; packed is null where there is none
+};
+
+struct Segment {
+  void* cache;               // [layers][keys, values][kv_heads][capacity][head_dim], in blocks
+  const uint8_t* visible;    // [rows][visible_stride]
+  int64_t visible_stride;    // at least the valid rows and the new ones
+  int32_t capacity, length, rows;
+};
+
+struct Pass {
+  int32_t segment_count, rows, with_logits;
+  const Segment* segments;
+  const float* inputs;   // [rows][hidden], or what the fusion reads
+  const float* cosines;  // [rows][head_dim]
+  const float* sines;    // [rows][head_dim]
+  float* features;       // [rows][hidden]
+  float* logits;         // [rows][vocabulary]
+};
+
+}  // extern "C"
+
+namespace {
+
+// The keys that a row sees: 0, 1, ... up to `lead`, and then some more in their order.
+struct Sight {
+  const Segment* segment;
+  int row;  // in the cache
+  int lead;
+  std::vector<int> tail;
+  int count() const { return lead + static_cast<int>(tail.size()); }
+};
+
+std::vector<Sight> see(const Pass& pass) {
+  std::vector<Sight> sights;
+  sights.reserve(pass.rows);
+  for (int index = 0; index < pass.segment_count; ++index) {
+    const Segment& segment = pass.segments[index];
+    const int keys = segment.length + segment.rows;
+    for (int row = 0; row < segment.rows; ++row) {
+      const uint8_t* visible = segment.visible + row * segment.visible_stride;
+      const auto* hidden = static_cast<const uint8_t*>(std::memchr(visible, 0, keys));
+      Sight sight{&segment, segment.length + row, hidden ? int(hidden - visible) : keys, {}};
+      for (int key = sight.lead; key < keys; ++key)
+        if (visible[key]) sight.tail.push_back(key);
+      sights.push_back(std::move(sight));
+    }
+  }
+  return sights;
+}
+
+// Where a session's keys and values lie. Keys stand in blocks of sixteen, unit by unit, so that one
+// vector holds the same unit of sixteen keys; values in groups of as many keys as fill a unit.
+template <class T>
+struct CacheView {
+  using Element = typename T::Element;
+  Element* keys;
+  Element* values;
+  int head_dim;
+
+  CacheView(const Decoder& decoder, const Segment& segment, int layer, int head)
+      : head_dim(decoder.head_dim) {
+    const size_t plane = size_t(segment.capacity) * head_dim;
+    keys = static_cast<Element*>(segment.cache) +
+           (size_t(layer) * 2 * decoder.kv_heads + head) * plane;
+    values = keys + size_t(decoder.kv_heads) * plane;
+  }
+  Element& key(int row, int dim) const { return keys[key_offset(row, dim, head_dim)]; }
+  Element& value(int row, int dim) const { return values[value_offset(row, dim, head_dim)]; }
+
+  static size_t key_offset(int row, int dim, int head_dim) {
+    const int unit = dim / T::kPerUnit;
+    return size_t(row / kLanes) * kLanes * head_dim +
+           (size_t(unit) * kLanes + row % kLanes) * T::kPerUnit + dim % T::kPerUnit;
+  }
+  static size_t value_offset(int row, int dim, int head_dim) {
+    return (size_t(row / T::kPerUnit) * head_dim + dim) * T::kPerUnit + row % T::kPerUnit;
+  }
+};
+
+int padded(int count, int multiple) { return (count + multiple - 1) / multiple * multiple; }
+
+// Memory of one thread, and the part of a pass that it does.
+template <class T>
+class Runner {
+ public:
+  using Element = typename T::Element;
+
+  struct Shared {
+    const Decoder& decoder;
+    const Pass pass;
+    const int threads;
+    std::vector<Work> works;  // one for each operation, in their order
+    std::vector<Sight> sights;
+    int rows_padded;
+    std::vector<float> residual, projected;     // [rows][hidden], [rows][queries, keys, values]
+    std::vector<Element> normed, queries, attended, activated, fused;
+    int widest = 0;  // keys that any row sees
+
+    Shared(const Decoder& decoder, const Pass& pass, int threads)
+        : decoder(decoder), pass(pass), threads(threads), works(8 * decoder.layer_count + 4),
+          sights(see(pass)), rows_padded(padded(pass.rows, kMatrixRows)) {
+      const int query_size = decoder.heads * decoder.head_dim;
+      const int kv_size = decoder.kv_heads * decoder.head_dim;
+      residual.resize(size_t(pass.rows) * decoder.hidden);
+      projected.resize(size_t(pass.rows) * (query_size + 2 * kv_size));
+      normed.resize(size_t(rows_padded) * decoder.hidden);
+      queries.resize(size_t(pass.rows) * query_size);
+      attended.resize(size_t(rows_padded) * query_size);
+      activated.resize(size_t(rows_padded) * decoder.ffn);
+      if (decoder.fusion.packed) fused.resize(size_t(rows_padded) * decoder.fusion.inputs);
+      for (const Sight& sight : sights) widest = std::max(widest, sight.count());
+    }
+  };
+
+  explicit Runner(Shared& shared) : s_(shared), d_(shared.decoder), p_(shared.pass) {
+    const int keys = padded(s_.widest + kLanes, kLanes);
+    scores_.resize(size_t(kHeadGroup) * keys);
+    weights_.resize(size_t(kHeadGroup) * keys);
+    score_stride_ = keys;
+    turned_.resize(d_.head_dim);
+  }
+
+  void run() {
+    const bool with_matrix_unit = T::kPerUnit == 2 && matrix_unit_allowed();
+    if (with_matrix_unit) take_matrix_unit();
+    with_matrix_unit_ = with_matrix_unit;
+    read_inputs();
+    for (int layer = 0; layer < d_.layer_count; ++layer) run_layer(d_.layers[layer], layer);
+    finish();
+    if (with_matrix_unit) release_matrix_unit();
+  }
+
+ private:
+  // Do the next operation of the pass together with the other threads.
+  template <class Do>
+  void together(int count, const Do& run) {
+    s_.works[work_++].take_part(count, s_.threads, run);
+  }
+
+  void read_inputs() {
+    const size_t hidden = d_.hidden, width = d_.fusion.packed ? d_.fusion.inputs : hidden;
+    together(p_.rows, [&](int begin, int end) {
+      for (size_t at = begin * width; at < end * width; ++at) {
+        if (d_.fusion.packed)
+          s_.fused[at] = T::from(p_.inputs[at]);
+        else
+          s_.residual[at] = p_.inputs[at];
+      }
+    });
+    if (d_.fusion.packed)
+      linear(s_.fused.data(), d_.fusion, [&](int row, int column, const float* values, int count) {
+        std::memcpy(&s_.residual[row * hidden + column], values, sizeof(float) * count);
+      });
+  }
+
+  void run_layer(const Layer& layer, int number) {
+    normalise(layer.input_norm, nullptr);
+    const size_t width = layer.qkv.outputs;
+    linear(s_.normed.data(), layer.qkv, [&](int row, int column, const float* values, int count) {
+      std::memcpy(&s_.projected[row * width + column], values, sizeof(float) * count);
+    });
+    place(number);
+    attend(number);
+    linear(s_.attended.data(), layer.attention_output, add_to_residual());
+    normalise(layer.attention_norm, nullptr);
+    activate(layer.gate_up);
+    linear(s_.activated.data(), layer.down, add_to_residual());
+  }
+
+  void finish() {
+    normalise(d_.final_norm, p_.features);
+    if (!p_.with_logits) return;
+    const size_t width = d_.vocabulary;
+    linear(s_.normed.data(), d_.head, [&](int row, int column, const float* values, int count) {
+      std::memcpy(&p_.logits[row * width + column], values, sizeof(float) * count);
+    });
+  }
+
+  auto add_to_residual() {
+    return [this](int row, int column, const float* values, int count) {
+      float* to = &s_.residual[size_t(row) * d_.hidden + column];
+      for (int index = 0; index < count; ++index) to[index] += values[index];
+    };
+  }
+
+  // Root-mean-square norm of every row; `also` gets the result in float where given.
+  void normalise(const float* weight, float* also) {
+    together(p_.rows, [&](int begin, int end) {
+      for (int row = begin; row < end; ++row) normalise_row(row, weight, also);
+    });
+  }
+
+  void normalise_row(int row, const float* weight, float* also) {
+    const float* from = &s_.residual[size_t(row) * d_.hidden];
+    __m512 squares = _mm512_setzero_ps();
+    for (int at = 0; at < d_.hidden; at += kLanes) {
+      const __m512 values = _mm512_loadu_ps(from + at);
+      squares = _mm512_fmadd_ps(values, values, squares);
+    }
+    const float mean = _mm512_reduce_add_ps(squares) / d_.hidden;
+    const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(mean + d_.norm_epsilon));
+    for (int at = 0; at < d_.hidden; at += kLanes) {
+      const __m512 values = _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(from + at), scale),
+                                          _mm512_loadu_ps(weight + at));
+      T::store(&s_.normed[size_t(row) * d_.hidden + at], values);
+      if (also) _mm512_storeu_ps(also + size_t(row) * d_.hidden + at, values);
+    }
+  }
+
+  // One product of some rows by one panel or two adjacent ones, to `out_` of [rows][panels * 32].
+  void multiply(const Element* a, int row, int rows, const Linear& by, int panel, int panels) {
+    const int tiles = by.inputs / (kTileUnits * T::kPerUnit);
+    const size_t panel_size = size_t{2} * tiles * kTile;
+    const uint32_t* packed = by.packed + panel * panel_size;
+    const Element* from = a + size_t(row) * by.inputs;
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
+    if constexpr (T::kPerUnit == 2) {
+      if (with_matrix_unit_) {
+        if (rows > 16) {
+          for (int one = 0; one < panels; ++one) {
+            multiply_tiles<2, 1>(from, by.inputs, packed + one * panel_size, tiles, tile_out_);
+            for (int r = 0; r < rows; ++r)
+              std::memcpy(out_ + r * panels * kPanel + one * kPanel, tile_out_ + r * kPanel,
+                          sizeof(float) * kPanel);
+          }
+        } else if (panels == 2) {
+          multiply_tiles<1, 2>(from, by.inputs, packed, tiles, out_);
+        } else {
+          multiply_tiles<1, 1>(from, by.inputs, packed, tiles, out_);
+        }
+        return;
+      }
+    }
+#endif
+    for (int one = 0; one < panels; ++one)
+      multiply_some_rows<T>(rows, from, by.inputs, packed + one * panel_size, tiles,
+                            out_ + one * kPanel, panels * kPanel);
+  }
+
+  // Rows to take at once: equal parts no larger than the unit takes.
+  int block_rows() const {
+    const int most = with_matrix_unit_ ? kMatrixRows : kVectorRows;
+    const int blocks = (p_.rows + most - 1) / most;
+    return with_matrix_unit_ ? most : (p_.rows + blocks - 1) / blocks;
+  }
+
+  // Every row by a whole weight; `use` gets the products, a stretch of columns of a row at a time.
+  template <class Use>
+  void linear(const Element* a, const Linear& by, const Use& use) {
+    const int panels = padded(by.outputs, kPanel) / kPanel;
+    const int step = block_rows();
+    together((panels + 1) / 2, [&](int begin, int end) {
+      for (int panel = 2 * begin; panel < std::min(2 * end, panels); panel += 2) {
+        const int width = std::min(2, panels - panel);
+        const int column = panel * kPanel;
+        const int count = std::min(width * kPanel, by.outputs - column);
+        for (int row = 0; row < p_.rows; row += step) {
+          const int rows = std::min(step, p_.rows - row);
+          multiply(a, row, rows, by, panel, width);
+          for (int r = 0; r < rows; ++r) {
+            float* values = out_ + r * width * kPanel;
+            if (by.bias)
+              for (int index = 0; index < count; ++index) values[index] += by.bias[column + index];
+            use(row + r, column, values, count);
+          }
+        }
+      }
+    });
+  }
+
+  // silu(gate) * up; the panels of the two alternate.
+  void activate(const Linear& gate_up) {
+    const int step = block_rows();
+    together(gate_up.outputs / (2 * kPanel), [&](int begin, int end) {
+      for (int pair = begin; pair < end; ++pair)
+        for (int row = 0; row < p_.rows; row += step) {
+          const int rows = std::min(step, p_.rows - row);
+          multiply(s_.normed.data(), row, rows, gate_up, 2 * pair, 2);
+          for (int r = 0; r < rows; ++r)
+            for (int at = 0; at < kPanel; at += kLanes) {
+              const __m512 gate = _mm512_loadu_ps(out_ + r * 2 * kPanel + at);
+              const __m512 up = _mm512_loadu_ps(out_ + r * 2 * kPanel + kPanel + at);
+              T::store(&s_.activated[size_t(row + r) * d_.ffn + pair * kPanel + at],
+                       _mm512_mul_ps(silu(gate), up));
+            }
+        }
+    });
+  }
+
+  static __m512 silu(__m512 x) {
+    // x / (1 + e^-x), with the exponential of the negative of |x| alone.
+    const __m512 one = _mm512_set1_ps(1.0f);
+    const __m512 small = exponential(_mm512_sub_ps(_mm512_setzero_ps(), _mm512_abs_ps(x)));
+    const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+    const __m512 above = _mm512_mask_mov_ps(one, negative, small);
+    return _mm512_div_ps(_mm512_mul_ps(x, above), _mm512_add_ps(one, small));
+  }
+
+  // Rotate queries and keys to their positions, and put keys and values into the caches.
+  void place(int layer) {
+    together(p_.rows, [&](int begin, int end) {
+      for (int row = begin; row < end; ++row) place_row(layer, row);
+    });
+  }
+
+  void place_row(int layer, int row) {
+    const int head_dim = d_.head_dim;
+    const int query_size = d_.heads * head_dim, kv_size = d_.kv_heads * head_dim;
+    const float* from = &s_.projected[size_t(row) * (query_size + 2 * kv_size)];
+    Element* queries = &s_.queries[size_t(row) * query_size];
+    for (int head = 0; head < d_.heads; ++head)
+      turn(row, from + head * head_dim, d_.attention_scale, queries + head * head_dim);
+    const Sight& sight = s_.sights[row];
+    for (int head = 0; head < d_.kv_heads; ++head) {
+      const CacheView<T> cache(d_, *sight.segment, layer, head);
+      const float* values = from + query_size + kv_size + head * head_dim;
+      turn(row, from + query_size + head * head_dim, 1.0f, turned_.data());
+      for (int at = 0; at < head_dim; at += T::kPerUnit)
+        std::memcpy(&cache.key(sight.row, at), &turned_[at], 4);
+      Element* to = &cache.value(sight.row, 0);
+      for (int at = 0; at < head_dim; ++at) to[at * T::kPerUnit] = T::from(values[at]);
+    }
+  }
+
+  // One head of a row, rotated to the row's position and scaled.
+  void turn(int row, const float* head, float scale, Element* to) {
+    const int half = d_.head_dim / 2;
+    const float* cosines = p_.cosines + size_t(row) * d_.head_dim;
+    const float* sines = p_.sines + size_t(row) * d_.head_dim;
+    for (int at = 0; at < half; ++at) {
+      const float left = head[at], right = head[at + half];
+      to[at] = T::from((left * cosines[at] - right * sines[at]) * scale);
+      to[at + half] = T::from((right * cosines[at + half] + left * sines[at + half]) * scale);
+    }
+  }
+
+  void attend(int layer) {
+    const int group = d_.heads / d_.kv_heads;
+    together(p_.rows * d_.kv_heads, [&](int begin, int end) {
+      for (int unit = begin; unit < end; ++unit) {
+        const int row = unit / d_.kv_heads, kv_head = unit % d_.kv_heads;
+        const Sight& sight = s_.sights[row];
+        const CacheView<T> cache(d_, *sight.segment, layer, kv_head);
+        gather_tail(sight, cache);
+        for (int first = 0; first < group; first += kHeadGroup) {
+          const int head = kv_head * group + first;
+          switch (std::min(kHeadGroup, group - first)) {
+            case 1: attend_heads<1>(row, head, sight, cache); break;
+            case 2: attend_heads<2>(row, head, sight, cache); break;
+            case 3: attend_heads<3>(row, head, sight, cache); break;
+            default: attend_heads<4>(row, head, sight, cache); break;
+          }
+        }
+      }
+    });
+  }
+
+  // Bring what is seen behind the leading keys together, in blocks and groups as in the cache. The
+  // values begin with the leading keys that do not fill a group.
+  void gather_tail(const Sight& sight, const CacheView<T>& cache) {
+    const int count = static_cast<int>(sight.tail.size());
+    if (!count) return;
+    const int dim = d_.head_dim;
+    const int over = sight.lead % T::kPerUnit;
+    tail_keys_.resize(size_t(padded(count, kLanes)) * dim);
+    tail_values_.resize(size_t(padded(count + over, kLanes)) * dim);
+    using View = CacheView<T>;
+    for (int index = 0; index < count; ++index)
+      for (int at = 0; at < dim; at += T::kPerUnit)
+        std::memcpy(&tail_keys_[View::key_offset(index, at, dim)], &cache.key(sight.tail[index], at), 4);
+    for (int index = 0; index < count + over; ++index) {
+      const int row = index < over ? sight.lead - over + index : sight.tail[index - over];
+      for (int at = 0; at < dim; ++at)
+        tail_values_[View::value_offset(index, at, dim)] = cache.value(row, at);
+    }
+  }
+
+  template <int kHeads>
+  void attend_heads(int row, int head, const Sight& sight, const CacheView<T>& cache) {
+    const int dim = d_.head_dim, keys = sight.count();
+    const Element* queries = &s_.queries[size_t(row) * d_.heads * dim + head * dim];
+    score_keys<kHeads>(queries, cache.keys, 0, sight.lead);
+    if (!sight.tail.empty())
+      score_keys<kHeads>(queries, tail_keys_.data(), sight.lead, static_cast<int>(sight.tail.size()));
+    float inverse[kHeads];
+    for (int h = 0; h < kHeads; ++h) inverse[h] = soften(h, keys);
+    const int tail_from = sight.tail.empty() ? keys : sight.lead / T::kPerUnit * T::kPerUnit;
+    for (int chunk = 0; chunk < dim; chunk += 64) {
+      Element* to = &s_.attended[size_t(row) * d_.heads * dim + head * dim + chunk];
+      const int vectors = std::min(64, dim - chunk) / kLanes;
+      switch (vectors) {
+        case 1: mix<kHeads, 1>(cache.values, tail_from, keys, chunk, inverse, to); break;
+        case 2: mix<kHeads, 2>(cache.values, tail_from, keys, chunk, inverse, to); break;
+        case 3: mix<kHeads, 3>(cache.values, tail_from, keys, chunk, inverse, to); break;
+        default: mix<kHeads, 4>(cache.values, tail_from, keys, chunk, inverse, to); break;
+      }
+    }
+  }
+
+  // Scores of `count` keys that lie in blocks, to `first` and on. Writes up to a whole block more.
+  template <int kHeads>
+  void score_keys(const Element* queries, const Element* blocks, int first, int count) {
+    int key = 0;
+    for (; key + kLanes < count; key += 2 * kLanes)
+      score_blocks<kHeads, 2>(queries, blocks + size_t(key) * d_.head_dim, first + key);
+    if (key < count)
+      score_blocks<kHeads, 1>(queries, blocks + size_t(key) * d_.head_dim, first + key);
+  }
+
+  template <int kHeads, int kBlocks>
+  void score_blocks(const Element* queries, const Element* blocks, int first) {
+    const int dim = d_.head_dim, units = dim / T::kPerUnit;
+    __m512 sums[kHeads][kBlocks];
+    for (auto& head : sums)
+      for (__m512& sum : head) sum = _mm512_setzero_ps();
+#pragma GCC unroll 4
+    for (int unit = 0; unit < units; ++unit) {
+      __m512i some[kBlocks];
+      for (int b = 0; b < kBlocks; ++b)
+        some[b] = load_units(blocks + size_t(b) * kLanes * dim + unit * kLanes * T::kPerUnit);
+      for (int h = 0; h < kHeads; ++h) {
+        const __m512i query = broadcast_unit(queries + h * dim + unit * T::kPerUnit);
+        for (int b = 0; b < kBlocks; ++b) sums[h][b] = T::dot(sums[h][b], some[b], query);
+      }
+    }
+    for (int h = 0; h < kHeads; ++h)
+      for (int b = 0; b < kBlocks; ++b)
+        _mm512_storeu_ps(&scores_[size_t(h) * score_stride_ + first + b * kLanes], sums[h][b]);
+  }
+
+  // Exponentials of a head's scores to `weights_`, padded with zeros; returns one over their sum.
+  float soften(int h, int keys) {
+    float* scores = &scores_[size_t(h) * score_stride_];
+    Element* weights = &weights_[size_t(h) * score_stride_];
+    const int end = padded(keys, kLanes);
+    for (int key = keys; key < end; ++key) scores[key] = -std::numeric_limits<float>::infinity();
+    __m512 largest = _mm512_loadu_ps(scores);
+    for (int key = kLanes; key < end; key += kLanes)
+      largest = _mm512_max_ps(largest, _mm512_loadu_ps(scores + key));
+    const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
+    __m512 sum = _mm512_setzero_ps();
+    for (int key = 0; key < end; key += kLanes) {
+      const __m512 score = _mm512_loadu_ps(scores + key);
+      const __mmask16 is_key = _mm512_cmp_ps_mask(
+          score, _mm512_set1_ps(-std::numeric_limits<float>::infinity()), _CMP_GT_OQ);
+      const __m512 value = _mm512_maskz_mov_ps(is_key, exponential(_mm512_sub_ps(score, top)));
+      sum = _mm512_add_ps(sum, value);
+      T::store(weights + key, value);
+    }
+    return 1.0f / _mm512_reduce_add_ps(sum);
+  }
+
+  // The weighted sum of values: from the cache up to `tail_from`, then from the gathered ones.
+  template <int kHeads, int kVectors>
+  void mix(const Element* values, int tail_from, int keys, int chunk, const float* inverse,
+           Element* to) {
+    __m512 sums[kHeads][kVectors];
+    for (auto& head : sums)
+      for (__m512& sum : head) sum = _mm512_setzero_ps();
+    add_values<kHeads, kVectors>(sums, values, 0, tail_from, chunk);
+    if (tail_from < keys)
+      add_values<kHeads, kVectors>(sums, tail_values_.data(), tail_from, keys - tail_from, chunk);
+    for (int h = 0; h < kHeads; ++h)
+      for (int v = 0; v < kVectors; ++v)
+        T::store(to + h * d_.head_dim + v * kLanes,
+                 _mm512_mul_ps(sums[h][v], _mm512_set1_ps(inverse[h])));
+  }
+
+  template <int kHeads, int kVectors>
+  void add_values(__m512 (&sums)[kHeads][kVectors], const Element* values, int first, int count,
+                  int chunk) {
+    const int dim = d_.head_dim;
+    for (int key = 0; key < count; key += T::kPerUnit) {
+      const Element* group = values + (size_t(key) * dim + size_t(chunk) * T::kPerUnit);
+      __m512i some[kVectors];
+      for (int v = 0; v < kVectors; ++v) some[v] = load_units(group + v * kLanes * T::kPerUnit);
+      for (int h = 0; h < kHeads; ++h) {
+        const __m512i weight = broadcast_unit(&weights_[size_t(h) * score_stride_ + first + key]);
+        for (int v = 0; v < kVectors; ++v) sums[h][v] = T::dot(sums[h][v], some[v], weight);
+      }
+    }
+  }
+
+  Shared& s_;
+  const Decoder& d_;
+  const Pass& p_;
+  size_t work_ = 0;  // operations done
+  bool with_matrix_unit_ = false;
+  int score_stride_ = 0;
+  std::vector<float> scores_;          // [heads at once][keys]
+  std::vector<Element> weights_;       // the same, softened
+  std::vector<Element> tail_keys_, tail_values_, turned_;
+  alignas(64) float out_[kMatrixRows * 2 * kPanel];
+  alignas(64) float tile_out_[kMatrixRows * kPanel];
+};
+
+template <class T>
+void run_pass(const Decoder& decoder, const Pass& pass, Pool& pool) {
+  using Shared = typename Runner<T>::Shared;
+  // A thread that comes late looks at what is shared after the pass is over.
+  const auto shared = std::make_shared<Shared>(decoder, pass, pool.size());
+  pool.run(std::make_shared<Pool::Job>([shared] { Runner<T>(*shared).run(); }));
+}
+
+// Tiles in the order in which a product reads them: [panel][depth][left, right][unit][column].
+template <class T>
+void pack_weight(const typename T::Element* weight, int outputs, int inputs, uint32_t* packed) {
+  const int tiles = inputs / (kTileUnits * T::kPerUnit);
+  for (int panel = 0; panel < padded(outputs, kPanel) / kPanel; ++panel)
+    for (int depth = 0; depth < tiles; ++depth)
+      for (int side = 0; side < 2; ++side)
+        for (int unit = 0; unit < kTileUnits; ++unit)
+          for (int lane = 0; lane < kLanes; ++lane, ++packed) {
+            const int output = panel * kPanel + side * kLanes + lane;
+            const int input = (depth * kTileUnits + unit) * T::kPerUnit;
+            if (output < outputs)
+              std::memcpy(packed, weight + size_t(output) * inputs + input, 4);
+            else
+              *packed = 0;
+          }
+}
+
+// Move rows of a cache towards its beginning: rows[i] becomes row start + i.
+template <class T>
+void move_rows(const Decoder& decoder, const Segment& segment, int start, const int32_t* rows,
+               int count) {
+  for (int layer = 0; layer < decoder.layer_count; ++layer)
+    for (int head = 0; head < decoder.kv_heads; ++head) {
+      const CacheView<T> cache(decoder, segment, layer, head);
+      for (int index = 0; index < count; ++index) {
+        if (rows[index] == start + index) continue;
+        for (int at = 0; at < decoder.head_dim; ++at) {
+          cache.key(start + index, at) = cache.key(rows[index], at);
+          cache.value(start + index, at) = cache.value(rows[index], at);
+        }
+      }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+void* sequoia_new_pool(int threads) { return new Pool(threads); }
+
+void sequoia_free_pool(void* pool) { delete static_cast<Pool*>(pool); }
+
+int sequoia_uses_matrix_unit() { return matrix_unit_allowed(); }
+
+void sequoia_pack(int is_bfloat, const void* weight, int outputs, int inputs, uint32_t* packed) {
+  if (is_bfloat)
+    pack_weight<Bfloat>(static_cast<const uint16_t*>(weight), outputs, inputs, packed);
+  else
+    pack_weight<Float>(static_cast<const float*>(weight), outputs, inputs, packed);
+}
+
+void sequoia_run(const Decoder* decoder, const Pass* pass, void* pool) {
+  if (decoder->is_bfloat)
+    run_pass<Bfloat>(*decoder, *pass, *static_cast<Pool*>(pool));
+  else
+    run_pass<Float>(*decoder, *pass, *static_cast<Pool*>(pool));
+}
+
+void sequoia_move_rows(const Decoder* decoder, const Segment* segment, int start,
+                       const int32_t* rows, int count) {
+  if (decoder->is_bfloat)
+    move_rows<Bfloat>(*decoder, *segment, start, rows, count);
+  else
+    move_rows<Float>(*decoder, *segment, start, rows, count);
+}
+
+}  // extern "C"
