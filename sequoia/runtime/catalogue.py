@@ -15,6 +15,7 @@ PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl"})
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 HUB_COMPANIONS = ("*.json", "*.model", "*.txt", "*.jinja")  # configuration and tokenizer
 HUB_TIMEOUT_SECONDS = 20.0
+DRAFT_FOLDER = "draft"  # of a target that brings its own draft
 
 
 class ModelError(Exception):
@@ -124,9 +125,14 @@ def resolve(reference: str, *, progress: Progress = silent) -> Path:
 
 
 def default_draft(target_reference: str) -> str | None:
-    """The reference of the draft that goes with a target; None where the project has none."""
-    built_in = BUILT_INS.get(target_reference)
-    return built_in.draft if built_in is not None else None
+    """The reference of the draft that goes with a target; None where there is none.
+
+    A built-in target names it; a target's local folder may have it in its subfolder `draft`.
+    """
+    if built_in := BUILT_INS.get(target_reference):
+        return built_in.draft
+    brought = Path(target_reference).expanduser() / DRAFT_FOLDER
+    return str(brought) if target_reference and is_complete(brought) else None
 
 
 def cache_folder() -> Path:

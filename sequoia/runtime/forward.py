@@ -35,7 +35,9 @@ class TreeModel:
     `token_ids` maps the rows of a reduced output layer to the vocabulary; None for a full one.
     `fusion` makes the input of a feature-conditioned draft's first layer from the token's embedding
     and the feature, end to end; None for a model that reads tokens alone. `feature_size` counts the
-    elements of the features that the model reads, or else of those that it makes.
+    elements of the features that the model reads, or else of those that it makes; `hidden_size` those
+    of the ones that it makes. A draft for a widened target reads wider ones than it makes, and takes
+    its own with zeros behind them, as that target's are.
     """
 
     def __init__(
@@ -44,10 +46,11 @@ class TreeModel:
         self.model = model.eval()
         self.token_ids = token_ids
         self.reads_features = fusion is not None
-        self.feature_size = int(
-            model.get_output_embeddings().weight.shape[1]
+        self.hidden_size = int(model.get_output_embeddings().weight.shape[1])
+        self.feature_size = (
+            self.hidden_size
             if fusion is None
-            else fusion.in_features - model.get_input_embeddings().weight.shape[1]
+            else int(fusion.in_features - model.get_input_embeddings().weight.shape[1])
         )
         if fusion is not None:
             model.add_module("fusion", fusion)  # to be moved and packed with the rest
@@ -137,7 +140,7 @@ class TreeModel:
             read = inputs.new_zeros(len(inputs), self.feature_size)
             for rows, segment in zip(read.split(counts), segments, strict=True):
                 if segment.features is not None:
-                    rows[:] = segment.features
+                    rows[:, : segment.features.shape[-1]] = segment.features
             inputs = torch.cat([inputs, read], -1)
         logits, features = native.run(segments, inputs.float(), with_logits)
         parts = logits.split(counts if with_logits else [0] * len(counts))
@@ -156,7 +159,7 @@ class TreeModel:
         Returns:
             The tokens' own features, `[tokens, hidden]`.
         """
-        made = [torch.empty(0, self.feature_size, dtype=self.dtype, device=self.device)]
+        made = [torch.empty(0, self.hidden_size, dtype=self.dtype, device=self.device)]
         for start in range(0, len(token_ids), PREFILL_CHUNK):
             part = slice(start, start + PREFILL_CHUNK)
             read = None if features is None else features[part]
@@ -188,7 +191,7 @@ class TreeModel:
         read = embedded.new_zeros(*token_ids.shape, self.feature_size)
         for row, some in enumerate(features):
             if some is not None:
-                read[row, : len(some)] = some
+                read[row, : len(some), : some.shape[-1]] = some
         return {"inputs_embeds": self.model.fusion(torch.cat([embedded, read], -1))}
 
     def _take_features(self, _module: nn.Module, _arguments: Any, output: Any) -> None:

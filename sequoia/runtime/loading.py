@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -22,7 +23,10 @@ BORROWED_DRAFT_FILE = "sequoia_draft.json"
 BORROWED_DRAFT_FORMAT = 1
 FUSION = "fusion.weight"
 # What broken files make safetensors, transformers and torch raise.
-BROKEN_FILES = (OSError, ValueError, KeyError, IndexError, RuntimeError, SafetensorError)
+BROKEN_FILES = (
+    *(OSError, ValueError, KeyError, IndexError, RuntimeError),
+    *(SafetensorError, StrictDataclassError),
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -122,25 +126,23 @@ def _assemble(
     folder: Path, borrowed: BorrowedDraft, target_folder: Path, dtype: torch.dtype
 ) -> tuple[Any, Tensor, torch.nn.Linear | None]:
     """A draft's layers between its target's embedding and head, the ids of the head's rows, its fusion."""
-    embedding = _read_tensor(target_folder, borrowed.embedding)
-    if tensor_sha256(embedding) != borrowed.embedding_sha256:
-        raise ModelError(
-            f"{folder}: made for {borrowed.target}; the embedding of {target_folder} is another"
-        )
-    weights = _read_tensors(folder / "model.safetensors")
-    token_ids = weights.pop("head_token_ids").long()
-    head = weights.pop("lm_head.weight", None)
-    if head is None:
-        head = _read_tensor(target_folder, borrowed.head)[token_ids]
-    fusion = None
-    if (fusion_weight := weights.pop(FUSION, None)) is not None:
-        size, width = fusion_weight.shape
-        fusion = torch.nn.Linear(width, size, bias=False, dtype=dtype)
-        fusion.load_state_dict({"weight": fusion_weight})
     config = AutoConfig.from_pretrained(folder)
     config.tie_word_embeddings = False
     # Made in its type rather than cast: the tables of rotary positions stay in fp32.
     model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    width = model.get_input_embeddings().weight.shape[1]
+    embedding = borrowed_embedding(folder, borrowed, target_folder, width)
+    weights = _read_tensors(folder / "model.safetensors")
+    token_ids = weights.pop("head_token_ids").long()
+    head = weights.pop("lm_head.weight", None)
+    if head is None:
+        width = model.get_output_embeddings().weight.shape[1]
+        head = _read_tensor(target_folder, borrowed.head)[token_ids, :width]
+    fusion = None
+    if (fusion_weight := weights.pop(FUSION, None)) is not None:
+        size, read = fusion_weight.shape
+        fusion = torch.nn.Linear(read, size, bias=False, dtype=dtype)
+        fusion.load_state_dict({"weight": fusion_weight})
     output = torch.nn.Linear(head.shape[1], head.shape[0], bias=False, dtype=dtype)
     model.set_output_embeddings(output)
     weights[_name_of(model, model.get_input_embeddings().weight)] = embedding
@@ -149,6 +151,24 @@ def _assemble(
     if missing or unexpected:
         raise ModelError(f"{folder}: weights missing {missing}, unexpected {unexpected}")
     return model, token_ids, fusion
+
+
+def borrowed_embedding(
+    folder: Path, borrowed: BorrowedDraft, target_folder: Path, width: int
+) -> Tensor:
+    """What a draft borrows of its target's embedding, `[vocabulary, width]`.
+
+    The draft of a widened target is narrower than this: beyond its own width there are zeros only.
+
+    Raises:
+        ModelError: the draft was made for another target.
+    """
+    embedding = _read_tensor(target_folder, borrowed.embedding)[:, :width]
+    if tensor_sha256(embedding) != borrowed.embedding_sha256:
+        raise ModelError(
+            f"{folder}: made for {borrowed.target}; the embedding of {target_folder} is another"
+        )
+    return embedding
 
 
 def tensor_sha256(tensor: Tensor) -> str:

@@ -19,6 +19,7 @@ class Stage(StrEnum):
     DOWNLOAD = "download"
     VERIFY = "verify"
     CONVERT = "convert"
+    WRITE = "write"
 
 
 class Progress(Protocol):

@@ -161,6 +161,7 @@ def test_the_built_in_target_has_its_draft_by_default() -> None:
     draft = default_draft("smollm2-135m-instruct")
     assert draft in BUILT_INS
     assert default_draft("some/other-model") is None
+    assert default_draft("") is None
     assert default_draft("smollm2-135m-instruct-draft") is None
 
 

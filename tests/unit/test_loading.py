@@ -120,9 +120,12 @@ def test_missing_weights_are_refused(target: Path) -> None:
         load(target)
 
 
-@pytest.mark.parametrize("config", ["{", "{}", "[]", '{"model_type": "t5"}'])
+@pytest.mark.parametrize(
+    "config",
+    ["{", "{}", "[]", '{"model_type": "t5"}', '{"model_type": "llama", "hidden_size": "wide"}'],
+)
 def test_a_configuration_of_no_decoder_is_refused(target: Path, config: str) -> None:
-    """Broken, empty, or of a model that does not generate from left to right."""
+    """Broken, empty, of a model that does not generate from left to right, or with a wrong field."""
     (target / "config.json").write_text(config)
     with pytest.raises(ModelError, match=str(target)):
         load(target)
