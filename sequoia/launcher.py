@@ -28,8 +28,6 @@ POLL_SECONDS = 0.1
 STOP_SECONDS = 10.0
 RESTART_SECONDS = 1.0
 HEALTH_SECONDS = 2.0
-# A small model gains little from more threads, and its idle ones would be in the target's way.
-_DRAFT_THREADS = ["--threads", str(max(1, (os.cpu_count() or 1) // 4))]
 
 
 class LaunchError(Exception):
@@ -190,7 +188,7 @@ class LocalSystem:
         draft_options = ["--draft", options.draft] if options.draft else []
         self._say("starting the draft and target workers")
         target = self._launch("target_service", model)
-        draft = self._launch("draft_service", [*model, *draft_options, *_DRAFT_THREADS])
+        draft = self._launch("draft_service", [*model, *draft_options])
         target.wait_until_listening()
         draft.wait_until_listening()
         workers = ["--target-address", target.address, "--draft-address", draft.address]

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sequoia.errors import InvalidArgumentError, MalformedTreeError
@@ -26,7 +25,7 @@ from sequoia.runtime.forward import PassOutput
 from sequoia.runtime.segment import Segment
 from sequoia.runtime.sessions import Session
 from sequoia.runtime.worker import ModelWorker
-from sequoia.sampling import draw_index, penalise, warp
+from sequoia.sampling import draw_indices, favourites, penalise, warp
 from sequoia.settings import DrawRule
 from sequoia.tree import Tree
 
@@ -111,7 +110,7 @@ def _verdict(session: Session[Verdict], request: VerifyTree, output: PassOutput)
     logits = _penalised(session, tree, raw) if settings.sampling.has_penalties else raw
     distributions: tuple[TargetDistribution, ...] = ()
     if settings.draw_rule is DrawRule.GREEDY:
-        token_ids = logits.argmax(dim=-1).tolist()
+        token_ids = favourites(logits)
     elif settings.draw_rule is DrawRule.COUPLED:
         token_ids = _coupled_draws(session, tree, warp(logits, settings.sampling))
     else:
@@ -149,8 +148,7 @@ def _coupled_draws(session: Session[Verdict], tree: Tree, log_probs: Tensor) -> 
     )
     on_device = torch.from_numpy(noise).to(log_probs)
     depths = torch.tensor(tree.topology.depths, device=log_probs.device)
-    draws: list[int] = (log_probs + on_device[depths]).argmax(dim=-1).tolist()
-    return draws
+    return favourites(log_probs + on_device[depths])
 
 
 def _sparse_answers(
@@ -159,18 +157,21 @@ def _sparse_answers(
     """Per inner node p on the support, the tail's mass and a draw from it; per leaf one from p."""
     topology, seed = request.tree.topology, session.settings.seed
     root_position = len(session.token_ids) - 1
-    supports = dict(zip(topology.inner_nodes, request.supports, strict=True))
-    token_ids, distributions = [], []
-    for node, depth in enumerate(topology.depths):
-        weights = probs[node]
-        if node in supports:
-            support = torch.from_numpy(supports[node].astype(np.int64)).to(weights.device)
-            on_support: NDArray[np.float32] = weights[support].cpu().numpy()
-            weights = weights.index_fill(0, support, 0.0)
-            distributions.append(TargetDistribution(on_support, float(weights.double().sum())))
-        (uniform,) = uniforms(seed, Purpose.TARGET, root_position + depth + 1, node, 1)
-        token_ids.append(draw_index(weights, float(uniform)))
-    return token_ids, tuple(distributions)
+    on_supports = []
+    for node, support in zip(topology.inner_nodes, request.supports, strict=True):
+        on_device = torch.from_numpy(support.astype(np.int64)).to(probs.device)
+        on_supports.append(probs[node, on_device])
+        probs[node, on_device] = 0.0  # what is left are the tails
+    tails = probs.sum(dim=-1, dtype=torch.float64).tolist()
+    uniform = [
+        uniforms(seed, Purpose.TARGET, root_position + depth + 1, node, 1)
+        for node, depth in enumerate(topology.depths)
+    ]
+    token_ids = draw_indices(probs, np.concatenate(uniform))
+    return token_ids, tuple(
+        TargetDistribution(on_support.cpu().numpy(), tails[node])
+        for node, on_support in zip(topology.inner_nodes, on_supports, strict=True)
+    )
 
 
 def _logprobs(

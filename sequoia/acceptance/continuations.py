@@ -12,7 +12,7 @@ from sequoia.randomness import Purpose, uniforms
 from sequoia.runtime.cache import KVCache
 from sequoia.runtime.forward import TreeModel
 from sequoia.runtime.segment import Segment
-from sequoia.sampling import draw_index, warp
+from sequoia.sampling import draw_indices, warp
 from sequoia.settings import SamplingSettings
 
 
@@ -98,5 +98,5 @@ def _next_token(logits: Tensor, sampling: SamplingSettings, seed: int, text: _Te
     if sampling.is_greedy:
         return int(logits[0].argmax())
     position = len(text.token_ids)
-    (uniform,) = uniforms(seed, Purpose.TARGET, position, text.index, 1)
-    return draw_index(warp(logits, sampling)[0].exp(), float(uniform))
+    uniform = uniforms(seed, Purpose.TARGET, position, text.index, 1)
+    return draw_indices(warp(logits, sampling).exp(), uniform)[0]

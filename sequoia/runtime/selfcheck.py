@@ -23,9 +23,9 @@ from sequoia.tree import Topology
 KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention", "global"})
 PREFIX_LENGTH = 12
 TREE = Topology((-1, 0, 0, 1, 2, 2))
-# Largest difference of log probabilities, by the precision of the arithmetic. A model that ignores
-# the mask is off by far more.
-TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.5}
+# Mean difference of log probabilities at the worst node, by the precision of the arithmetic. The
+# built-in target has 1e-5 and 0.1; where the mask is ignored it has 1.6.
+TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.4}
 
 
 def check_tree_attention(model: TreeModel, prepare: Callable[[], None] = lambda: None) -> None:
@@ -75,9 +75,9 @@ def _along_paths(model: TreeModel) -> Tensor:
 
 
 def _tree_deviation(model: TreeModel, expected: Tensor) -> float:
-    """Largest difference of log probabilities between the tree and what is expected."""
+    """Difference of log probabilities between the tree and what is expected, at the worst node."""
     prefix, nodes = _tokens(model)
     cache = KVCache()
     model.prefill(cache, prefix)
     (over_tree,) = model.forward([Segment.tree(cache, TREE, nodes)])
-    return float((torch.log_softmax(over_tree.logits, -1) - expected).abs().max())
+    return float((torch.log_softmax(over_tree.logits, -1) - expected).abs().mean(-1).max())

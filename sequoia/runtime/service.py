@@ -79,7 +79,15 @@ async def serve_worker(
     service = WorkerService(server, step)
     device = DeviceThread("device", batch_limit)
 
+    def load_on_device_thread() -> ModelWorker[Request, Reply]:
+        worker = load(device)
+        if worker.model.engine == "native":
+            # It has threads of its own. What is left for torch is small, and a second thread for
+            # it costs milliseconds whenever the other cores are busy.
+            torch.set_num_threads(1)
+        return worker
+
     async def get_ready() -> None:
-        service.set_worker(await device.run(lambda: load(device)))
+        service.set_worker(await device.run(load_on_device_thread))
 
     await serve(server, host, port, get_ready)

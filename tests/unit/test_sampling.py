@@ -22,7 +22,14 @@ from transformers import (
 
 from sequoia.errors import InvalidArgumentError
 from sequoia.randomness import Purpose, uniforms
-from sequoia.sampling import draw_index, draw_without_replacement, penalise, sparsify, warp
+from sequoia.sampling import (
+    draw_indices,
+    draw_without_replacement,
+    favourites,
+    penalise,
+    sparsify,
+    warp,
+)
 from sequoia.settings import SamplingSettings
 
 VOCABULARY = 200
@@ -253,20 +260,21 @@ def test_a_shorter_draw_is_the_beginning_of_a_longer_one() -> None:
 def test_a_drawn_index_is_never_impossible(uniform: float) -> None:
     """Tokens of probability zero are not drawn, however extreme the draw."""
     for probs in ([0, 0.5, 0, 0.5, 0], [0, 0, 1e-38, 0], [1, 0], [0, 1], [3, 0, 0, 7]):
-        weights = torch.tensor(probs, dtype=torch.float32)
-        assert weights[draw_index(weights, uniform)] > 0
+        weights = torch.tensor([[0] * 254 + probs, probs + [0] * 254], dtype=torch.float32)
+        drawn = draw_indices(weights, np.full(2, uniform))
+        assert all(row[index] > 0 for row, index in zip(weights, drawn, strict=True))
 
 
 def test_a_draw_from_nothing_is_the_first_token() -> None:
     """An empty tail has a defined answer."""
-    assert draw_index(torch.zeros(5), 0.7) == 0
+    assert draw_indices(torch.zeros(1, 5), np.array([0.7])) == [0]
 
 
 def test_indices_are_drawn_in_proportion() -> None:
     """20,000 draws from weights that do not sum to one follow them (chi-square)."""
     weights = torch.tensor([2.0, 0.0, 5.0, 1.0])
     numbers = uniforms(1, Purpose.TARGET, 0, 0, 20_000)
-    observed = np.bincount([draw_index(weights, u) for u in numbers.tolist()], minlength=4)
+    observed = np.bincount(draw_indices(weights.expand(numbers.size, 4), numbers), minlength=4)
     expected = weights.numpy()[[0, 2, 3]] / 8 * numbers.size
     assert observed[1] == 0
     assert chisquare(observed[[0, 2, 3]], expected).pvalue > 0.001
@@ -274,6 +282,36 @@ def test_indices_are_drawn_in_proportion() -> None:
 
 def test_the_ends_of_the_uniform_reach_the_first_and_the_last_token() -> None:
     """Inversion runs through the vocabulary in order."""
-    weights = torch.full((1000,), 0.001)
-    assert draw_index(weights, 2.0**-53) == 0
-    assert draw_index(weights, 1 - 2.0**-53) == 999
+    weights = torch.full((2, 1000), 0.001)
+    assert draw_indices(weights, np.array([2.0**-53, 1 - 2.0**-53])) == [0, 999]
+
+
+@pytest.mark.parametrize("vocabulary", [1, 255, 256, 257, 1000])
+def test_an_index_is_where_the_sum_passes_the_number(vocabulary: int) -> None:
+    """Summing in blocks finds the same index as summing one by one."""
+    weights = torch.rand(50, vocabulary, generator=torch.Generator().manual_seed(1))
+    numbers = uniforms(2, Purpose.TARGET, 0, 0, 50)
+    ends = weights.double().cumsum(-1)
+    expected = (ends <= ends[:, -1:] * torch.from_numpy(numbers)[:, None]).sum(-1).tolist()
+    assert draw_indices(weights, numbers) == expected
+
+
+def test_the_favourite_is_the_first_of_equals() -> None:
+    """As torch has it on every device."""
+    scores = torch.tensor([[1.0, 3.0, 3.0], [5.0, 5.0, 2.0], [-torch.inf] * 3])
+    assert favourites(scores) == scores.argmax(-1).tolist() == [1, 0, 0]
+    assert favourites(scores.bfloat16()) == [1, 0, 0]
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.9999])
+def test_a_nucleus_of_a_large_vocabulary_is_that_of_transformers(top_p: float) -> None:
+    """Whether it lies among the tokens that are sorted first or not, and with many equal ones."""
+    rows = torch.randn(3, 5000, generator=torch.Generator().manual_seed(1))
+    rows[0] *= 6
+    rows[2] = rows[2].round()
+    warped = warp(rows, SamplingSettings(top_p=top_p))
+    ordered, order = torch.log_softmax(rows, -1).sort(dim=-1, descending=True, stable=True)
+    before = ordered.exp().cumsum(-1) - ordered.exp()
+    for row in range(3):
+        kept = order[row][before[row] < top_p].sort().values
+        assert warped[row].isfinite().nonzero()[:, 0].tolist() == kept.tolist()
