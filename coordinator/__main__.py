@@ -25,6 +25,8 @@ def main(
     call_timeout: config.CallSeconds = 30.0,
     draft_timeout: config.DraftSeconds = 5.0,
     target_patience: config.Patience = 60.0,
+    queue_limit: config.QueueLimit = 256,
+    queue_seconds: config.QueueSeconds = 60.0,
     log_level: config.LogLevelOption = config.LogLevel.INFO,
 ) -> None:
     """Serve Generate: grow, verify, accept, emit.
@@ -46,6 +48,8 @@ def main(
         call_timeout,
         draft_timeout,
         target_patience,
+        queue_limit,
+        queue_seconds,
     )
 
     async def coordinate() -> None:

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 import structlog
 
 from coordinator.acceptance import accept, check_grown
+from coordinator.admission import Admission, Demand, Room
 from coordinator.prompt import PreparedRequest
 from coordinator.sequence import Sequence
 from coordinator.statistics import AcceptanceStatistics
 from coordinator.text import Decode
 from coordinator.workers import SESSION_LOST, TRANSIENT, Worker, WorkerSession
-from sequoia.errors import CapacityError, SequoiaError
+from sequoia.errors import SequoiaError
 from sequoia.generation import GenerationChunk
 from sequoia.messages import GrownTree, GrowTree, StepHeader, Verdict, VerifyTree
 from sequoia.plans import BUILT_IN_PLAN, Plan, PlanStore, pair_name, request_class
 from sequoia.rpc.codec import GROW_TREE, VERIFY_TREE
-from sequoia.rpc.server import MESSAGE_LIMIT_BYTES
+from sequoia.rpc.server import MESSAGE_LIMIT_BYTES, STOP_GRACE_SECONDS
 from sequoia.settings import DrawRule
 from sequoia.tree import ROOT_ONLY, Topology, Tree
 
 log = structlog.get_logger(__name__)
 
 FEATURES_LIMIT_BYTES = MESSAGE_LIMIT_BYTES - 2**20  # the rest is for the tokens
+DRAIN_SECONDS = STOP_GRACE_SECONDS + 1.0  # after the grace the server has cut off every call
 
 
 @dataclass(slots=True)
@@ -39,6 +41,12 @@ class Participants:
     may_speculate: bool
     has_features: bool  # the target was asked for them from the first token on
 
+    def close_sessions(self) -> None:
+        """Free them on the workers, without waiting for it."""
+        self.target.close()
+        if self.draft:
+            self.draft.close()
+
 
 class Engine:
     """Runs requests against one draft worker and one target worker."""
@@ -48,30 +56,30 @@ class Engine:
         draft: Worker | None,
         target: Worker,
         decode: Decode,
-        request_limit: int,
+        admission: Admission,
         target_patience_seconds: float,
     ) -> None:
         self.draft = draft
         self.target = target
         self.plan: Plan = BUILT_IN_PLAN
         self.statistics = AcceptanceStatistics()
-        self.active_count = 0
+        self.admission = admission
+        self._draft_room = Room(lambda: draft.info if draft else None)
+        self._target_room = Room(lambda: target.info)
         self._decode = decode
-        self._request_limit = request_limit
         self._patience = target_patience_seconds
         self._stopping = False
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     async def generate(self, request: PreparedRequest) -> AsyncGenerator[GenerationChunk, None]:
         """Stream the continuation of a prompt; the last chunk carries the completion.
 
         Raises:
-            CapacityError: too many requests are in flight.
+            CapacityError: no room for the request, and none to wait in or no more time for that.
+            InvalidArgumentError: the target could never hold the request.
+            NotReadyError: the coordinator was stopped before the request's turn.
             SequoiaError: the target failed for longer than the engine's patience.
         """
-        one = self._admit(request)
-        try:
+        async with self._admitted(request) as one:
             if request.echo_prompt_token_ids:
                 yield GenerationChunk(prompt_token_ids=request.prompt_token_ids)
             if one.has_features:
@@ -86,13 +94,19 @@ class Engine:
                 self.statistics.record(one.request_class, acceptance.trials)
                 yield one.sequence.extend(grown, verdict, acceptance)
             yield self._completed(one)
-        finally:
-            self._dismiss(one)
+
+    @property
+    def active_count(self) -> int:
+        """Requests in flight."""
+        return self.admission.active_count
 
     async def drain(self) -> None:
-        """Let every running request end as cancelled after the step that it is in."""
+        """Let every running request end as cancelled after the step that it is in.
+
+        Those that wait are refused: they have got nothing yet, and may try elsewhere.
+        """
         self._stopping = True
-        await self._idle.wait()
+        await self.admission.close(DRAIN_SECONDS)
 
     async def follow_plans(self, store: PlanStore) -> None:
         """Put every announced plan in force; never ends."""
@@ -109,18 +123,32 @@ class Engine:
         """Names the two models in the statistics."""
         return pair_name(self.draft.info if self.draft else None, self.target.info)
 
-    def _admit(self, request: PreparedRequest) -> Participants:
-        if self.active_count >= self._request_limit:
-            raise CapacityError(
-                f"{self.active_count} requests are in flight",
-                field="request_limit",
-                limit=self._request_limit,
-                value=self.active_count,
-            )
-        self.active_count += 1
-        self._idle.clear()
+    @asynccontextmanager
+    async def _admitted(self, request: PreparedRequest) -> AsyncGenerator[Participants, None]:
+        """Wait for room on the workers; what the request held is freed in the end.
+
+        A request that the draft could never hold goes without it.
+        """
         sequence = Sequence(request, self._decode)
-        may_speculate = self.draft is not None and not request.disable_speculation
+        largest = max((len(tree.parents) for tree in self.plan.trees), default=1)
+        demand = Demand(len(request.prompt_token_ids), request.max_new_tokens, largest)
+        self._target_room.check(demand)
+        may_speculate = (
+            self.draft is not None
+            and not request.disable_speculation
+            and self._draft_room.could_hold(demand)
+        )
+        rooms = [self._target_room, *([self._draft_room] if may_speculate else [])]
+        async with self.admission.admitted(demand, rooms):
+            sequence.begin()
+            one = self._participants(sequence, may_speculate)
+            try:
+                yield one
+            finally:
+                one.close_sessions()
+
+    def _participants(self, sequence: Sequence, may_speculate: bool) -> Participants:
+        request = sequence.request
         has_features = may_speculate and _reads_features(self.draft) and self._features_fit(request)
         settings = replace(request.settings, with_features=has_features)
         name = sequence.session_id
@@ -142,14 +170,6 @@ class Engine:
         log.info("request too long for its features", tokens=tokens, feature_size=size)
         return False
 
-    def _dismiss(self, one: Participants) -> None:
-        self.active_count -= 1
-        one.target.close()
-        if one.draft:
-            one.draft.close()
-        if not self.active_count:
-            self._idle.set()
-
     def _topology(self, one: Participants) -> Topology:
         """The tree that the plan has for this class and load, no deeper than tokens are wanted."""
         planned = self.plan.tree_for(one.request_class, self.active_count)
@@ -166,9 +186,8 @@ class Engine:
             return alone
         with_features = _reads_features(one.draft.worker)
         if with_features and not one.has_features:
-            return (
-                alone  # the draft was found, or exchanged for this one, too late for this request
-            )
+            # The draft was found, or exchanged for this one, too late for this request.
+            return alone
 
         def make(header: StepHeader) -> GrowTree:
             latest = sequence.features.last(len(header.accepted_nodes) + 1)

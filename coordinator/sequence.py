@@ -28,6 +28,7 @@ class Sequence:
         self._accepted: tuple[int, ...] = ()
         self._text = TextStream(decode, request.stop_strings)
         self._started = time.perf_counter()
+        self._queued_seconds = 0.0
         self._seconds_to_first_token = 0.0
         self._drafted = 0
         self._accepted_count = 0
@@ -64,6 +65,10 @@ class Sequence:
     def draft_state(self) -> StepState:
         """The same for a draft that reads features."""
         return replace(self.state, features=self.features.rows)
+
+    def begin(self) -> None:
+        """The request's turn has come; until now it was queued."""
+        self._queued_seconds = time.perf_counter() - self._started
 
     def prefilled(self, prefilled: Prefilled) -> None:
         """The target has read all tokens but the last, for the first time or again."""
@@ -136,5 +141,6 @@ class Sequence:
             seconds_to_first_token=self._seconds_to_first_token,
             plan_version=plan_version,
             largest_node_count=self._largest_node_count,
+            queued_seconds=self._queued_seconds,
         )
         return Completion(self.finish_reason, usage, self._text.stop_string)

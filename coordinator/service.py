@@ -11,6 +11,7 @@ from pathlib import Path
 
 import structlog
 
+from coordinator.admission import Admission
 from coordinator.engine import Engine
 from coordinator.prompt import MAX_NEW_TOKENS, PromptReader, RequestLimits
 from coordinator.workers import Compatibility, Worker
@@ -39,6 +40,8 @@ class CoordinatorSettings:
     call_seconds: float = 30.0
     draft_call_seconds: float = 5.0
     target_patience_seconds: float = 60.0
+    queue_limit: int = 256
+    queue_seconds: float = 60.0
 
 
 def fresh_seed() -> int:
@@ -97,7 +100,11 @@ class CoordinatorService:
             self.draft,
             self.target,
             self._reader.decode,
-            self.settings.request_limit,
+            Admission(
+                self.settings.request_limit,
+                self.settings.queue_limit,
+                self.settings.queue_seconds,
+            ),
             self.settings.target_patience_seconds,
         )
         for worker in filter(None, (self.target, self.draft)):

@@ -42,6 +42,8 @@ WATCH_SECONDS = 0.5
 CLOSE_TIMEOUT_SECONDS = 5.0
 RETRY_SECONDS = 0.2
 SESSION_LOSS_LIMIT = 5
+# What a prompt's token may add to the time of a call: prompts are read between other sessions' steps.
+PREFILL_SECONDS_PER_TOKEN = 0.01
 NO_STEP = -1
 SESSION_LOST = frozenset({Reason.UNKNOWN_SESSION, Reason.STALE_STEP})
 WORKER_LOST = frozenset({Reason.WORKER_UNAVAILABLE, Reason.NOT_READY, Reason.DEADLINE_EXCEEDED})
@@ -238,9 +240,8 @@ class WorkerSession(Generic[Request, Reply]):
             prefill = Prefill(
                 self._session_id, state.token_ids, state.step, self._settings, state.features
             )
-            prefilled = await self.worker.channel.call(
-                PREFILL, prefill, timeout=self.worker.call_seconds
-            )
+            seconds = self.worker.call_seconds + PREFILL_SECONDS_PER_TOKEN * len(state.token_ids)
+            prefilled = await self.worker.channel.call(PREFILL, prefill, timeout=seconds)
             self._on_opened(prefilled)
             self._next_step = self._fresh_step = state.step
         return self._fresh_step == state.step

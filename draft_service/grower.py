@@ -25,6 +25,8 @@ from sequoia.tree import Tree
 class Grower(ModelWorker[GrowTree, GrownTree]):
     """The draft worker's model: grows trees of the shapes that coordinators ask for."""
 
+    gives_features = False
+
     def check(self, request: GrowTree) -> None:
         """See `ModelWorker.check`."""
         self.check_topology(request.header, request.topology, "parent_indices")
@@ -34,18 +36,18 @@ class Grower(ModelWorker[GrowTree, GrownTree]):
         """See `ModelWorker.feature_size`; 0 for a draft that reads tokens alone."""
         return self.model.feature_size if self.model.reads_features else 0
 
-    def run_prefill(self, session: Session[GrownTree], request: Prefill) -> None:
-        """See `ModelWorker.run_prefill`.
+    def check_prefill(self, request: Prefill) -> None:
+        """See `ModelWorker.check_prefill`; the features must be those that this draft reads."""
+        super().check_prefill(request)
+        if self.model.reads_features and len(request.token_ids) > 1:
+            self._check_features(request.features, len(request.token_ids) - 1)
 
-        Raises:
-            InvalidArgumentError: not the features that this draft reads.
-        """
-        tokens = request.token_ids[:-1]
-        features = None
-        if self.model.reads_features and tokens:
-            self._check_features(request.features, len(tokens))
-            features = torch.cat([self._before_first(), self._unpacked(request.features)[:-1]])
-        self.model.prefill(session.cache, tokens, features)
+    def features_read(self, request: Prefill, start: int, end: int) -> Tensor | None:
+        """See `ModelWorker.features_read`: those of the positions before the tokens."""
+        if not self.model.reads_features or request.features is None:
+            return None
+        before = self._unpacked(request.features[max(start - 1, 0) : end - 1])
+        return before if start else torch.cat([self._before_first(), before])
 
     def check_in_session(self, session: Session[GrownTree], request: GrowTree) -> None:
         """See `ModelWorker.check_in_session`."""

@@ -71,6 +71,7 @@ class Usage:
     seconds_to_first_token: float
     plan_version: int
     largest_node_count: int
+    queued_seconds: float = 0.0  # part of total_seconds and seconds_to_first_token
 
     @property
     def tokens_per_step(self) -> float:

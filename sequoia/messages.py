@@ -147,6 +147,7 @@ class WorkerInfo:
     node_limit: int
     instance_id: str
     feature_size: int = 0
+    kv_bytes_per_token: int = 0  # of all layers; 0: not known
 
 
 @dataclass(frozen=True, slots=True)

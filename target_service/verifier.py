@@ -14,7 +14,6 @@ from sequoia.errors import InvalidArgumentError, MalformedTreeError
 from sequoia.messages import (
     NodeLogprobs,
     Prefill,
-    Prefilled,
     TargetDistribution,
     Verdict,
     VerifyTree,
@@ -35,6 +34,8 @@ Step = tuple[Session[Verdict], VerifyTree]
 class Verifier(ModelWorker[VerifyTree, Verdict]):
     """The target worker's model: says of every node what the target would have said there."""
 
+    gives_features = True
+
     def check(self, request: VerifyTree) -> None:
         """See `ModelWorker.check`."""
         self.check_topology(request.header, request.tree.topology, "tree.parent_indices")
@@ -46,14 +47,10 @@ class Verifier(ModelWorker[VerifyTree, Verdict]):
         """See `ModelWorker.feature_size`."""
         return self.model.feature_size
 
-    async def prefill(self, request: Prefill) -> Prefilled:
-        """See `ModelWorker.prefill`; the target, unlike a draft, must know every token.
-
-        Raises:
-            InvalidArgumentError: a token outside the vocabulary.
-        """
+    def check_prefill(self, request: Prefill) -> None:
+        """See `ModelWorker.check_prefill`; the target, unlike a draft, must know every token."""
+        super().check_prefill(request)
         self._require_known("token_ids", request.token_ids)
-        return await super().prefill(request)
 
     def _require_known(self, field: str, token_ids: Sequence[int]) -> None:
         vocabulary = self.model.vocabulary_size

@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from coordinator.service import CoordinatorService, CoordinatorSettings
 from draft_service.grower import Grower
 from sequoia.generation import Completion, GeneratedToken, GenerationChunk, GenerationRequest
 from sequoia.messages import GrownTree, GrowTree, Verdict, VerifyTree
 from sequoia.rpc.channel import RpcChannel
-from sequoia.rpc.codec import GROW_TREE, VERIFY_TREE
+from sequoia.rpc.codec import GET_INFO, GROW_TREE, VERIFY_TREE
 from sequoia.rpc.generation_codec import GENERATE
 from sequoia.rpc.server import RpcServer
 from sequoia.runtime.pairing import load_draft_worker, load_target_worker
@@ -109,6 +110,15 @@ class Stack:
             generated.chunks.append(chunk)
         return generated
 
+    async def session_counts(self) -> tuple[int, int]:
+        """What target and draft worker say of themselves over the wire."""
+        target, draft = [
+            await worker.channel.call(GET_INFO, None, timeout=10)
+            for worker in (self.coordinator.target, self.coordinator.draft)
+            if worker
+        ]
+        return target.session_count, draft.session_count
+
     async def until(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
         """Wait until a condition holds."""
         async with asyncio.timeout(seconds):
@@ -116,24 +126,42 @@ class Stack:
                 await asyncio.sleep(0.005)
 
 
+class Stream:
+    """A generation that a test can look into while it runs."""
+
+    def __init__(self, stack: Stack, request: GenerationRequest) -> None:
+        self.generated = Generated()
+        self._chunks = stack.channel.stream(GENERATE, request, timeout=90)
+
+    async def read(self, tokens: int) -> None:
+        """Read on until so many tokens have come."""
+        while len(self.generated.token_ids) < tokens:
+            self.generated.chunks.append(await anext(self._chunks))
+
+    async def read_to_end(self) -> Generated:
+        """Read the rest."""
+        async for chunk in self._chunks:
+            self.generated.chunks.append(chunk)
+        return self.generated
+
+    async def cancel(self) -> None:
+        """Go away."""
+        await self._chunks.aclose()
+
+
 @asynccontextmanager
-async def running_stack(
-    target_folder: Path,
-    draft_folder: Path,
-    limits: WorkerLimits | None = None,
+async def running_coordinator(
+    target: TargetRole,
+    draft: DraftRole,
     redis_url: str | None = None,
     request_limit: int = 64,
     seeds: itertools.count[int] | None = None,
     target_patience_seconds: float = 60.0,
+    queue_limit: int = 256,
+    queue_seconds: float = 60.0,
 ) -> AsyncIterator[Stack]:
-    """Start all roles, yield them, and stop them again."""
-    limits = limits or WorkerLimits()
-    target = TargetRole(target_folder, limits)
-    draft = DraftRole(draft_folder, target_folder, limits)
+    """Start a coordinator on running workers, and stop it again."""
     async with AsyncExitStack() as cleanup:
-        for role in (target, draft):
-            await role.start()
-            cleanup.push_async_callback(role.kill)
         server = RpcServer()
         settings = CoordinatorSettings(
             f"{HOST}:{target.port}",
@@ -141,9 +169,11 @@ async def running_stack(
             redis_url,
             request_limit,
             target_patience_seconds=target_patience_seconds,
+            queue_limit=queue_limit,
+            queue_seconds=queue_seconds,
         )
         fresh = seeds or itertools.count(1)
-        coordinator = CoordinatorService(server, target_folder, settings, lambda: next(fresh))
+        coordinator = CoordinatorService(server, target.folder, settings, lambda: next(fresh))
         port = await server.start(HOST, 0)
         cleanup.push_async_callback(server.kill)
         cleanup.push_async_callback(coordinator.stop)
@@ -152,3 +182,21 @@ async def running_stack(
         channel = RpcChannel(f"{HOST}:{port}")
         cleanup.push_async_callback(channel.close)
         yield Stack(target, draft, coordinator, channel)
+
+
+@asynccontextmanager
+async def running_stack(
+    target_folder: Path,
+    draft_folder: Path,
+    limits: WorkerLimits | None = None,
+    **settings: Any,
+) -> AsyncIterator[Stack]:
+    """Start all roles, yield them, and stop them again; settings as of `running_coordinator`."""
+    limits = limits or WorkerLimits()
+    target = TargetRole(target_folder, limits)
+    draft = DraftRole(draft_folder, target_folder, limits)
+    async with AsyncExitStack() as cleanup:
+        for role in (target, draft):
+            await role.start()
+            cleanup.push_async_callback(role.kill)
+        yield await cleanup.enter_async_context(running_coordinator(target, draft, **settings))

@@ -88,10 +88,10 @@ def word_pair(folder: Path, words: int = 12) -> tuple[Path, Path]:
     return target, save_model(folder / "draft", draft, word_tokenizer(words))
 
 
-def byte_pair(folder: Path) -> tuple[Path, Path]:
+def byte_pair(folder: Path, **overrides: Any) -> tuple[Path, Path]:
     """The same over bytes; the draft's embedding is padded beyond the target's."""
-    target = save_model(folder / "target", tiny_llama(257, seed=3), byte_tokenizer())
-    draft = nudged(tiny_llama(257, seed=3), 0.1, seed=4)
+    target = save_model(folder / "target", tiny_llama(257, seed=3, **overrides), byte_tokenizer())
+    draft = nudged(tiny_llama(257, seed=3, **overrides), 0.1, seed=4)
     draft.resize_token_embeddings(272)
     return target, save_model(folder / "draft", draft, byte_tokenizer())
 

@@ -115,6 +115,7 @@ def _encode_completion(completion: Completion) -> generation_pb2.Completion:
             transport_time=encode_seconds(usage.transport_seconds),
             total_time=encode_seconds(usage.total_seconds),
             time_to_first_token=encode_seconds(usage.seconds_to_first_token),
+            queue_duration=encode_seconds(usage.queued_seconds),
         ),
     )
 
@@ -148,6 +149,7 @@ def _decode_completion(message: generation_pb2.Completion) -> Completion:
             transport_seconds=decode_seconds(usage.transport_time),
             total_seconds=decode_seconds(usage.total_time),
             seconds_to_first_token=decode_seconds(usage.time_to_first_token),
+            queued_seconds=decode_seconds(usage.queue_duration),
         ),
         message.stop_string,
     )

@@ -105,13 +105,13 @@ class LayerRows:
             tensor[:, start : start + len(rows)] = tensor[:, index]
 
 
-def grown_capacity(valid: int, needed: int) -> int:
-    """Rows to allocate for `needed` ones where `valid` are to be kept."""
-    return -(-max(needed, 2 * valid if valid < 4096 else 0) // GROWTH_ROWS) * GROWTH_ROWS
+def grown_capacity(needed: int) -> int:
+    """Rows to allocate for `needed` ones; admission counts on no more."""
+    return -(-needed // GROWTH_ROWS) * GROWTH_ROWS
 
 
 def _grown(tensor: Tensor, valid: int, needed: int) -> Tensor:
-    grown = tensor.new_zeros(tensor.shape[0], grown_capacity(valid, needed), tensor.shape[2])
+    grown = tensor.new_zeros(tensor.shape[0], grown_capacity(needed), tensor.shape[2])
     grown[:, :valid] = tensor[:, :valid]
     return grown
 

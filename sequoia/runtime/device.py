@@ -29,7 +29,7 @@ Reply = TypeVar("Reply")
 BatchFunction = Callable[[Sequence[Request]], Sequence[Reply | Exception]]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Job:
     run: BatchFunction[Any, Any]
     key: str
@@ -39,11 +39,16 @@ class _Job:
 
 
 class DeviceThread:
-    """Runs batch functions on a thread of its own, in order of arrival."""
+    """Runs batch functions on a thread of its own, in order of arrival.
+
+    A function that has just run gives way to others that wait: no step waits for two passes over
+    prompts, however many prompts there are.
+    """
 
     def __init__(self, name: str, batch_limit: int) -> None:
         self.batch_limit = batch_limit
         self._jobs: deque[_Job] = deque()
+        self._last_run: BatchFunction[Any, Any] | None = None
         self._condition = Condition()
         self._stopping = False
         self._thread = Thread(target=self._run, name=name, daemon=True)
@@ -116,20 +121,27 @@ class DeviceThread:
                     return batch
 
     def _take(self) -> list[_Job]:
-        """The first job and all that may run with it; the rest keeps its order."""
-        batch: list[_Job] = []
-        kept: deque[_Job] = deque()
-        for job in self._jobs:
-            if job.future.cancelled():
-                continue
-            joins = not batch or (
-                job.run == batch[0].run
-                and len(batch) < self.batch_limit
-                and all(job.key != other.key for other in (*batch, *kept) if job.key)
-            )
-            (batch if joins else kept).append(job)
-        self._jobs = kept
+        """The next job and all that may run with it; the rest keeps its order."""
+        waiting = [job for job in self._jobs if not job.future.cancelled()]
+        free = _first_of_their_keys(waiting)
+        others = (job for job in free if job.run != self._last_run)
+        first = next(others, free[0] if free else None)
+        batch = [job for job in free if first and job.run == first.run][: self.batch_limit]
+        self._last_run = first.run if first else None
+        taken = set(batch)
+        self._jobs = deque(job for job in waiting if job not in taken)
         return batch
+
+
+def _first_of_their_keys(jobs: Sequence[_Job]) -> list[_Job]:
+    """Jobs that no earlier one holds up."""
+    seen: set[str] = set()
+    free = []
+    for job in jobs:
+        if not job.key or job.key not in seen:
+            free.append(job)
+        seen.add(job.key)
+    return free
 
 
 def _resolve(future: asyncio.Future[Any], reply: Any) -> None:

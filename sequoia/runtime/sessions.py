@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import RLock
 from typing import Generic, TypeVar
 
 import structlog
@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 Reply = TypeVar("Reply")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Session(Generic[Reply]):
     """One request's state on a worker.
 
@@ -43,13 +43,25 @@ class Session(Generic[Reply]):
     last_reply: Reply | None = None
     step_count: int = 0
     largest_batch: int = 0
+    is_prefilling: bool = False  # not all of the prompt has been read
+    # The table's notes; nobody else writes them.
+    user_count: int = 0
+    is_closing: bool = False  # to be freed as soon as nobody uses it
+    last_used: float = 0.0
+    counted_bytes: int = 0
 
     def repeated(self, header: StepHeader) -> Reply | None:
         """The reply of the last step if this call repeats it.
 
         Raises:
-            StaleStepError: the step is neither the last one nor the next.
+            StaleStepError: the step is neither the last one nor the next, or comes before the end
+                of the prefill.
         """
+        if self.is_prefilling:
+            raise StaleStepError(
+                f"step {header.step} of session {self.session_id}: its prefill is not over",
+                field="header.step",
+            )
         if header.step == self.next_step - 1 and self.last_reply is not None:
             return self.last_reply
         if header.step != self.next_step:
@@ -113,7 +125,8 @@ class Session(Generic[Reply]):
 class SessionTable(Generic[Reply]):
     """All sessions of a worker, bounded in number and bytes; the least recently used goes first.
 
-    Called from the event loop and from the device thread.
+    Called from the event loop and from the device thread. A session's bytes are counted while it is
+    in use and when that ends: nothing else can change them.
     """
 
     def __init__(
@@ -128,10 +141,9 @@ class SessionTable(Generic[Reply]):
         self._idle_seconds = idle_seconds
         self._clock = clock
         self._sessions: OrderedDict[str, Session[Reply]] = OrderedDict()
-        self._last_used: dict[str, float] = {}
-        self._busy: set[str] = set()
-        self._closing: set[str] = set()
-        self._lock = Lock()
+        self._in_use: set[Session[Reply]] = set()
+        self._held_bytes = 0
+        self._lock = RLock()
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -139,8 +151,7 @@ class SessionTable(Generic[Reply]):
     @property
     def kv_cache_bytes(self) -> int:
         """Bytes of KV cache that all sessions hold."""
-        with self._lock:
-            return sum(session.cache.memory_bytes for session in self._sessions.values())
+        return self._held_bytes
 
     def open(self, prefill: Prefill) -> Session[Reply]:
         """Make a session, replacing one of the same name and evicting an idle one if needed.
@@ -152,8 +163,8 @@ class SessionTable(Generic[Reply]):
             prefill.session_id, prefill.settings, list(prefill.token_ids), prefill.next_step
         )
         with self._lock:
-            self._sessions.pop(prefill.session_id, None)
-            self._closing.discard(prefill.session_id)
+            if replaced := self._sessions.get(prefill.session_id):
+                self.drop(replaced)
             while len(self._sessions) >= self.session_limit:
                 if not self._evict():
                     raise CapacityError(
@@ -161,9 +172,29 @@ class SessionTable(Generic[Reply]):
                         field="session_limit",
                         limit=self.session_limit,
                     )
+            session.last_used = self._clock()
             self._sessions[prefill.session_id] = session
-            self._last_used[prefill.session_id] = self._clock()
         return session
+
+    @contextmanager
+    def opening(self, prefill: Prefill) -> Iterator[Session[Reply]]:
+        """A new session while its prompt is read: safe from eviction, and freed if that fails.
+
+        Raises:
+            CapacityError: the table is full and every session in it is busy.
+        """
+        with self._lock:
+            session = self.open(prefill)
+            session.is_prefilling = True
+            self._hold(session)
+        try:
+            yield session
+            session.is_prefilling = False
+        except BaseException:
+            session.is_closing = True
+            raise
+        finally:
+            self._release(session)
 
     @contextmanager
     def using(self, session_id: str) -> Iterator[Session[Reply]]:
@@ -177,32 +208,45 @@ class SessionTable(Generic[Reply]):
             if session is None:
                 raise UnknownSessionError(f"no session {session_id}", session_id=session_id)
             self._sessions.move_to_end(session_id)
-            self._busy.add(session_id)
+            self._hold(session)
         try:
             yield session
         finally:
-            with self._lock:
-                self._busy.discard(session_id)
-                self._last_used[session_id] = self._clock()
-                if session_id in self._closing:
-                    self._closing.discard(session_id)
-                    self._drop(session_id)
+            self._release(session)
+
+    @contextmanager
+    def holding(self, session: Session[Reply]) -> Iterator[None]:
+        """The same for a session in hand, which may have been closed or replaced meanwhile."""
+        with self._lock:
+            self._hold(session)
+        try:
+            yield
+        finally:
+            self._release(session)
 
     def close(self, session_id: str) -> None:
-        """Free a session, at once or as soon as the pass that uses it is over."""
+        """Free a session, at once or as soon as nobody uses it."""
         with self._lock:
             session = self._sessions.get(session_id)
-            if session_id in self._busy:
-                self._closing.add(session_id)
-            else:
-                self._drop(session_id)
-        if session:
-            log.info(
-                "session closed",
-                session_id=session_id,
-                step_count=session.step_count,
-                largest_batch=session.largest_batch,
-            )
+            if session is None or session.is_closing:
+                return
+            session.is_closing = True
+            if not session.user_count:
+                self.drop(session)
+        log.info(
+            "session closed",
+            session_id=session_id,
+            step_count=session.step_count,
+            largest_batch=session.largest_batch,
+        )
+
+    def drop(self, session: Session[Reply]) -> None:
+        """Free a session at once; whoever uses it has to notice that it `is_closing`."""
+        with self._lock:
+            session.is_closing = True
+            if self._holds(session):
+                del self._sessions[session.session_id]
+                self._held_bytes -= session.counted_bytes
 
     def enforce_memory_limit(self) -> None:
         """Evict idle sessions until the KV cache fits its limit again.
@@ -211,17 +255,16 @@ class SessionTable(Generic[Reply]):
             CapacityError: what is in use alone is over the limit.
         """
         with self._lock:
-            while True:
-                held = sum(session.cache.memory_bytes for session in self._sessions.values())
-                if held <= self.kv_cache_limit_bytes:
-                    return
+            for session in self._in_use:
+                self._count(session)
+            while self._held_bytes > self.kv_cache_limit_bytes:
                 if not self._evict():
                     raise CapacityError(
-                        f"the KV cache needs {held} bytes, over the limit of "
+                        f"the KV cache needs {self._held_bytes} bytes, over the limit of "
                         f"{self.kv_cache_limit_bytes}",
                         field="kv_cache_limit_bytes",
                         limit=self.kv_cache_limit_bytes,
-                        value=held,
+                        value=self._held_bytes,
                     )
 
     def _evict(self) -> bool:
@@ -231,14 +274,32 @@ class SessionTable(Generic[Reply]):
         """
         latest = self._clock() - self._idle_seconds
         for name, session in self._sessions.items():
-            if name not in self._busy and self._last_used[name] <= latest:
-                self._drop(name)
-                log.info(
-                    "session evicted", session_id=name, kv_cache_bytes=session.cache.memory_bytes
-                )
+            if not session.user_count and session.last_used <= latest:
+                self.drop(session)
+                log.info("session evicted", session_id=name, kv_cache_bytes=session.counted_bytes)
                 return True
         return False
 
-    def _drop(self, session_id: str) -> None:
-        self._sessions.pop(session_id, None)
-        self._last_used.pop(session_id, None)
+    def _hold(self, session: Session[Reply]) -> None:
+        session.user_count += 1
+        self._in_use.add(session)
+
+    def _release(self, session: Session[Reply]) -> None:
+        with self._lock:
+            self._count(session)
+            session.last_used = self._clock()
+            session.user_count -= 1
+            if session.user_count:
+                return
+            self._in_use.discard(session)
+            if session.is_closing:
+                self.drop(session)
+
+    def _holds(self, session: Session[Reply]) -> bool:
+        return self._sessions.get(session.session_id) is session
+
+    def _count(self, session: Session[Reply]) -> None:
+        """Bring the sum of bytes up to date with one session."""
+        if self._holds(session):
+            counted, session.counted_bytes = session.counted_bytes, session.cache.memory_bytes
+            self._held_bytes += session.counted_bytes - counted

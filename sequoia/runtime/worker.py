@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 import structlog
+from torch import Tensor
 
 from sequoia.errors import (
     CapacityError,
@@ -21,7 +22,6 @@ from sequoia.errors import (
     SequoiaError,
 )
 from sequoia.messages import (
-    Features,
     ForwardTime,
     Prefill,
     Prefilled,
@@ -31,8 +31,10 @@ from sequoia.messages import (
 )
 from sequoia.runtime.cache import KVCache
 from sequoia.runtime.device import DeviceThread
-from sequoia.runtime.features import pack_features
+from sequoia.runtime.footprint import kv_bytes_per_token
 from sequoia.runtime.forward import TreeModel
+from sequoia.runtime.pace import Pace
+from sequoia.runtime.prefilling import Prefiller
 from sequoia.runtime.segment import Segment
 from sequoia.runtime.sessions import Session, SessionTable
 from sequoia.tree import Topology, Tree
@@ -71,7 +73,13 @@ class WorkerLimits:
 
 
 class ModelWorker(ABC, Generic[Request, Reply]):
-    """A model, its sessions and its device thread; the roles add the step that they are for."""
+    """A model, its sessions and its device thread; the roles add the step that they are for.
+
+    `clock` (seconds) measures passes.
+    """
+
+    # Whether sessions that ask for the model's features get them.
+    gives_features: ClassVar[bool]
 
     def __init__(
         self,
@@ -80,6 +88,7 @@ class ModelWorker(ABC, Generic[Request, Reply]):
         tokenizer_sha256: str,
         limits: WorkerLimits,
         device: DeviceThread | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.name = name
         self.model = model
@@ -91,6 +100,11 @@ class ModelWorker(ABC, Generic[Request, Reply]):
             limits.session_limit, limits.kv_cache_limit_bytes, limits.idle_seconds
         )
         self.device = device or DeviceThread("device", limits.batch_limit)
+        self.pace = Pace(clock)
+        self._kv_bytes_per_token = kv_bytes_per_token(model)
+        self._prefiller: Prefiller[Reply] = Prefiller(
+            model, self.sessions, self.device, self.pace, self.features_read, self.gives_features
+        )
 
     def info(self) -> WorkerInfo:
         """Who this worker is and what it holds now."""
@@ -108,6 +122,7 @@ class ModelWorker(ABC, Generic[Request, Reply]):
             node_limit=self.limits.node_limit,
             instance_id=self.instance_id,
             feature_size=self.feature_size,
+            kv_bytes_per_token=self._kv_bytes_per_token,
         )
 
     @property
@@ -116,13 +131,19 @@ class ModelWorker(ABC, Generic[Request, Reply]):
         """Elements of the features that a target gives, or that a draft reads."""
 
     async def prefill(self, request: Prefill) -> Prefilled:
-        """Open or rebuild a session.
+        """Open or rebuild a session; cancelled, it ends after the chunk in hand.
 
         Raises:
-            InvalidArgumentError: no tokens.
+            InvalidArgumentError: no tokens, or others than the model can read.
             PromptTooLongError: more tokens than the context holds.
             CapacityError: no room for the session.
+            UnknownSessionError: the session was closed meanwhile.
         """
+        self.check_prefill(request)
+        return await self._prefiller.prefill(request)
+
+    def check_prefill(self, request: Prefill) -> None:
+        """Raise a `SequoiaError` for a prefill that no session could be opened with."""
         if not request.token_ids:
             raise InvalidArgumentError("token_ids", "at least one token is needed", 1, 0)
         if len(request.token_ids) > self.model.context_length:
@@ -133,31 +154,10 @@ class ModelWorker(ABC, Generic[Request, Reply]):
                 limit=self.model.context_length,
                 value=len(request.token_ids),
             )
-        return await self.device.submit(self._prefill_batch, request, request.session_id)
 
-    def _prefill_batch(self, requests: Sequence[Prefill]) -> list[Prefilled | Exception]:
-        return [self._prefill_one(request) for request in requests]
-
-    def _prefill_one(self, request: Prefill) -> Prefilled | Exception:
-        started = time.perf_counter()
-        try:
-            self.sessions.open(request)
-            with self.sessions.using(request.session_id) as session:
-                features = self.run_prefill(session, request)
-                self.sessions.enforce_memory_limit()
-        except SequoiaError as error:
-            self.sessions.close(request.session_id)
-            return error
-        except (MemoryError, RuntimeError) as error:
-            self.sessions.close(request.session_id)
-            log.exception("prefill failed", session_id=request.session_id)
-            return CapacityError(f"prefill failed: {error}", session_id=request.session_id)
-        return Prefilled(time.perf_counter() - started, features)
-
-    def run_prefill(self, session: Session[Reply], request: Prefill) -> Features | None:
-        """Cache all tokens but the last; returns their features where the session wants them."""
-        made = self.model.prefill(session.cache, request.token_ids[:-1])
-        return pack_features(made) if session.settings.with_features else None
+    def features_read(self, request: Prefill, start: int, end: int) -> Tensor | None:
+        """What the model reads beside the tokens `[start, end)`, `[tokens, hidden]`; None: nothing."""
+        return None
 
     async def step(self, request: Request) -> Reply:
         """Run one step in the next batch, or answer a repeated one from the session's last reply.
@@ -168,7 +168,8 @@ class ModelWorker(ABC, Generic[Request, Reply]):
             MalformedTreeError: the request contradicts itself or the session.
         """
         self.check(request)
-        return await self.device.submit(self._step_batch, request, request.header.session_id)
+        with self.pace.waiting_step():
+            return await self.device.submit(self._step_batch, request, request.header.session_id)
 
     @abstractmethod
     def check(self, request: Request) -> None:
@@ -233,10 +234,12 @@ class ModelWorker(ABC, Generic[Request, Reply]):
         self, steps: list[tuple[Session[Reply], Request]]
     ) -> Sequence[Reply | Exception]:
         """Run advanced sessions; if that fails they are worth nothing, and are dropped."""
+        started = self.pace.clock()
         try:
             results = self.run_steps(steps)
             for (session, request), (tree, reply) in zip(steps, results, strict=True):
                 session.finish_step(request.header, tree, reply, len(steps))
+            self.pace.has_stepped(self.pace.clock() - started)
         except Exception as error:
             for session, _ in steps:
                 self.sessions.close(session.session_id)

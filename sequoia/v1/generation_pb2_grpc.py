@@ -52,6 +52,10 @@ class GenerationServiceServicer:
         """Generate streams the continuation of a prompt. Every response but the last carries new text;
         the last one carries the finish reason and the usage. Cancelling the call, or letting its
         deadline pass, frees the sessions on the workers within one step.
+
+        Requests start in order of arrival as the workers have room for them. RESOURCE_EXHAUSTED: too
+        many wait already, or this one has waited too long. INVALID_ARGUMENT: it could never fit.
+        UNAVAILABLE: the server was stopped before the request's turn.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -11,17 +11,9 @@ import pytest
 from sequoia.errors import IncompatibleModelsError, Reason
 from sequoia.generation import GenerationRequest
 from sequoia.rpc.errors import RemoteError
-from sequoia.rpc.generation_codec import GENERATE
 from sequoia.settings import SamplingSettings
-from tests.stack import Generated, Stack, running_stack
-from tests.tiny import (
-    byte_pair,
-    byte_tokenizer,
-    feature_draft,
-    save_model,
-    tiny_llama,
-    word_pair,
-)
+from tests.stack import Stream, running_stack
+from tests.tiny import byte_tokenizer, save_model, tiny_llama, word_pair
 
 SEEDED = GenerationRequest(
     text="the quick brown fox",
@@ -32,36 +24,6 @@ SEEDED = GenerationRequest(
 )
 GREEDY = replace(SEEDED, sampling=SamplingSettings(temperature=0.0), seed=None)
 REQUESTS = pytest.mark.parametrize("request_", [GREEDY, SEEDED], ids=["greedy", "seeded"])
-
-
-@pytest.fixture(scope="module", params=["plain draft", "feature-conditioned draft"])
-def pair(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path]:
-    """A target and a draft over bytes."""
-    target, draft = byte_pair(tmp_path_factory.mktemp("pair"))
-    if request.param == "plain draft":
-        return target, draft
-    return target, feature_draft(tmp_path_factory.mktemp("draft"), target)
-
-
-class Stream:
-    """A generation that a test can look into while it runs."""
-
-    def __init__(self, stack: Stack, request: GenerationRequest) -> None:
-        self.generated = Generated()
-        self._chunks = stack.channel.stream(GENERATE, request, timeout=90)
-
-    async def read(self, tokens: int) -> None:
-        """Read on until so many tokens have come."""
-        while len(self.generated.token_ids) < tokens:
-            self.generated.chunks.append(await anext(self._chunks))
-
-    async def read_to_end(self) -> Generated:
-        """Read the rest."""
-        async for chunk in self._chunks:
-            self.generated.chunks.append(chunk)
-        return self.generated
 
 
 @REQUESTS

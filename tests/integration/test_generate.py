@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,7 @@ from sequoia.rpc.errors import RemoteError
 from sequoia.rpc.generation_codec import GENERATE
 from sequoia.runtime.worker import WorkerLimits
 from sequoia.settings import SamplingSettings
-from tests.stack import Stack, running_stack
-from tests.tiny import byte_pair, feature_draft
+from tests.stack import Stack, running_coordinator, running_stack
 
 GREEDY = SamplingSettings(temperature=0.0)
 PROMPT = GenerationRequest(text="Hello, Wörld", sampling=GREEDY, max_new_tokens=48)
@@ -30,17 +30,6 @@ OTHER_TREE = (-1, 0, 0, 0, 1, 1, 4, 6)
 
 # One running system for all tests of this file.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest.fixture(scope="module", params=["plain draft", "feature-conditioned draft"])
-def pair(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Path]:
-    """A target and a draft over bytes; the plain one's embedding is longer than the target's."""
-    target, draft = byte_pair(tmp_path_factory.mktemp("pair"))
-    if request.param == "plain draft":
-        return target, draft
-    return target, feature_draft(tmp_path_factory.mktemp("draft"), target)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -130,11 +119,15 @@ async def test_company_does_not_change_the_text(stack: Stack, request_: Generati
 
 
 async def test_a_small_table_of_sessions_changes_nothing(pair: tuple[Path, Path]) -> None:
-    """Workers that hold fewer sessions than there are requests evict and rebuild, and lose nothing."""
+    """Workers that hold fewer sessions than two coordinators ask them for, together, lose nothing."""
     requests = [replace(SAMPLED, text=f"prompt number {n}", seed=n) for n in range(6)]
-    async with running_stack(*pair, limits=WorkerLimits(session_limit=2)) as stack:
+    async with (
+        running_stack(*pair, limits=WorkerLimits(session_limit=2)) as stack,
+        running_coordinator(stack.target, stack.draft) as other,
+    ):
         alone = [(await stack.generate(one)).token_ids for one in requests]
-        together = await asyncio.gather(*(stack.generate(one) for one in requests))
+        both = itertools.cycle((stack, other))
+        together = await asyncio.gather(*(next(both).generate(one) for one in requests))
 
     assert [generated.token_ids for generated in together] == alone
 
@@ -280,9 +273,9 @@ async def test_a_passed_deadline_frees_the_sessions(stack: Stack) -> None:
 
 
 async def test_requests_over_the_limit_are_refused(pair: tuple[Path, Path]) -> None:
-    """One request more than the limit gets RESOURCE_EXHAUSTED, and the others go on."""
+    """Without a queue, one request more than the limit gets RESOURCE_EXHAUSTED; the others go on."""
     long = replace(SAMPLED, max_new_tokens=300, ignore_end_of_text=True)
-    async with running_stack(*pair, request_limit=1) as stack:
+    async with running_stack(*pair, request_limit=1, queue_limit=0) as stack:
         stream = stack.channel.stream(GENERATE, long)
         await anext(stream)
 
@@ -291,4 +284,4 @@ async def test_requests_over_the_limit_are_refused(pair: tuple[Path, Path]) -> N
         await stream.aclose()
 
     assert raised.value.reason is Reason.CAPACITY_EXHAUSTED
-    assert raised.value.metadata["limit"] == "1"
+    assert raised.value.metadata == {"field": "queue_limit", "limit": "0", "value": "0"}

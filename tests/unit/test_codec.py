@@ -60,7 +60,7 @@ HEADER = StepHeader("session", 2**40, 17, (1, 3))
 TREE = Tree(Topology((-1, 0, 0, 1)), (9, 2**31, 12, 13))
 # Every field away from its default, so that one that is lost on the way shows.
 SAMPLING = SamplingSettings(0.7, 40, 0.9, 0.05, 1.2, -0.5, 0.25)
-USAGE = Usage(1, 2, 3, 4, 5, 0.5, 0.25, 0.125, 1.5, 0.75, 2**40, 64)
+USAGE = Usage(1, 2, 3, 4, 5, 0.5, 0.25, 0.125, 1.5, 0.75, 2**40, 64, 0.375)
 
 
 def uint32(*values: int) -> NDArray[np.uint32]:
@@ -120,7 +120,9 @@ REQUESTS: list[tuple[Method[Any, Any], Any]] = [
     (GET_PLAN, None),
     (REPLAN, None),
 ]
-INFO = WorkerInfo("m", "sha", 49152, 8192, "float32", "cpu", 64, 2**40, 3, 2**33, 1024, "id", 576)
+INFO = WorkerInfo(
+    "m", "sha", 49152, 8192, "float32", "cpu", 64, 2**40, 3, 2**33, 1024, "id", 576, 2**33
+)
 REPLIES: list[tuple[Method[Any, Any], Any]] = [
     (GROW_TREE, GrownTree(TREE)),
     (

@@ -124,6 +124,27 @@ async def test_different_operations_never_share_a_batch(device: DeviceThread, mo
     assert model.batches == [[1, 3], [2]]
 
 
+async def test_an_operation_gives_way_after_its_turn(device: DeviceThread, model: Model) -> None:
+    """What waits for another one does not wait for two batches of the same, however many there are."""
+    async with busy(device, model):
+        tasks = [await started(device.submit(model.double, number)) for number in range(6)]
+        tasks.append(await started(device.submit(model.negate, 6)))
+    await asyncio.gather(*tasks)
+    assert model.batches == [[0, 1, 2, 3], [6], [4, 5]]
+
+
+async def test_giving_way_does_not_let_a_session_overtake_itself(
+    device: DeviceThread, model: Model
+) -> None:
+    """Its requests keep their order, whichever operation it is whose turn it is."""
+    async with busy(device, model):
+        tasks = [await started(device.submit(model.double, number)) for number in range(4)]
+        for run, number in ((model.double, 4), (model.negate, 5)):
+            tasks.append(await started(device.submit(run, number, "a")))
+    await asyncio.gather(*tasks)
+    assert model.batches == [[0, 1, 2, 3], [4], [5]]
+
+
 async def test_a_session_is_never_twice_in_a_batch(device: DeviceThread, model: Model) -> None:
     """Requests with the same key run one after the other, in order."""
     async with busy(device, model):

@@ -17,7 +17,10 @@ WORKERS = ("draft_service", "target_service")
 FLAGS = {
     "draft_service": ["--draft", "--target", "--kv-cache-limit-bytes", "--batch-limit"],
     "target_service": ["--target", "--device", "--session-limit", "--node-limit"],
-    "coordinator": ["--target-address", "--draft-address", "--redis", "--max-new-tokens-limit"],
+    "coordinator": [
+        *("--target-address", "--draft-address", "--redis", "--max-new-tokens-limit"),
+        *("--queue-limit", "--queue-seconds"),
+    ],
     "planner": ["--target-address", "--draft-address", "--redis", "--max-nodes"],
 }
 

@@ -5,7 +5,7 @@ import torch
 
 from sequoia.errors import CapacityError, MalformedTreeError, StaleStepError, UnknownSessionError
 from sequoia.messages import Prefill, SessionSettings, StepHeader
-from sequoia.runtime.cache import LayerRows
+from sequoia.runtime.cache import KVCache, LayerRows
 from sequoia.runtime.sessions import Session, SessionTable
 from sequoia.settings import DrawRule, SamplingSettings
 from sequoia.tree import Topology, Tree
@@ -271,6 +271,81 @@ def test_what_is_in_use_alone_can_be_over_the_memory_limit() -> None:
             sessions.enforce_memory_limit()
     assert caught.value.metadata["limit"] == str(CACHE_BYTES - 1)
     assert caught.value.metadata["value"] == str(CACHE_BYTES)
+
+
+class Counted(KVCache):
+    """A cache that notes how often it was asked for its size."""
+
+    looks = 0
+
+    @property
+    def memory_bytes(self) -> int:
+        self.looks += 1
+        return super().memory_bytes
+
+
+def test_only_sessions_in_use_are_measured() -> None:
+    """A step of one session costs the same however many others there are."""
+    sessions = table("a", "b")
+    for name in ("a", "b"):
+        with sessions.using(name) as one:
+            one.cache = Counted()
+            fill(one, 10)
+    idle = sessions._sessions["b"].cache
+    assert isinstance(idle, Counted)
+    idle.looks = 0
+    with sessions.using("a"):
+        sessions.enforce_memory_limit()
+    assert idle.looks == 0
+    assert sessions.kv_cache_bytes == 2 * CACHE_BYTES
+
+
+def test_memory_is_counted_until_a_session_is_free() -> None:
+    """Growing, being replaced, closed in use, dropped in use: the sum is that of what is held."""
+    sessions = table("a", "b")
+    with sessions.using("a") as one:
+        fill(one, 10)
+        fill(one, 300)
+    assert sessions.kv_cache_bytes == 2 * CACHE_BYTES
+    sessions.open(prefill("a"))
+    assert sessions.kv_cache_bytes == 0
+    with sessions.using("a") as one, sessions.using("b") as other:
+        fill(one, 10)
+        fill(other, 10)
+        sessions.enforce_memory_limit()
+        sessions.close("a")
+        sessions.drop(other)
+        assert sessions.kv_cache_bytes == CACHE_BYTES
+    assert sessions.kv_cache_bytes == 0
+    assert names_in(sessions) == set()
+
+
+def test_a_session_is_busy_as_long_as_anybody_uses_it() -> None:
+    """A pass inside of a prefill ends before it."""
+    sessions = table(session_limit=1)
+    with sessions.opening(prefill("a")) as one:
+        with sessions.holding(one):
+            pass
+        with pytest.raises(CapacityError):
+            sessions.open(prefill("b"))
+    sessions.open(prefill("b"))
+    assert names_in(sessions) == {"b"}
+
+
+def test_a_session_that_fails_to_open_is_gone() -> None:
+    """Whatever the failure was."""
+    sessions = table()
+    with pytest.raises(RuntimeError), sessions.opening(prefill("a")):
+        raise RuntimeError
+    assert names_in(sessions) == set()
+
+
+def test_no_step_comes_before_the_end_of_the_prefill() -> None:
+    """The session does not hold its whole text yet."""
+    sessions = table()
+    with sessions.opening(prefill("a")) as one, pytest.raises(StaleStepError, match="prefill"):
+        one.repeated(StepHeader("a", 0, 3))
+    assert one.repeated(StepHeader("a", 0, 3)) is None
 
 
 def test_a_table_counts_its_sessions() -> None:

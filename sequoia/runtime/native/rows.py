@@ -35,7 +35,7 @@ class BlockRows:
         if not isinstance(rows, cls):
             raise TypeError("the cache was filled by another engine")
         if needed > rows.capacity:
-            rows = rows.grown(cache.length, needed)
+            rows = rows.grown(needed)
         cache.rows = rows
         return rows
 
@@ -49,10 +49,10 @@ class BlockRows:
         """See `Rows`."""
         return self.memory.numel() * self.memory.element_size()
 
-    def grown(self, valid: int, needed: int) -> BlockRows:
+    def grown(self, needed: int) -> BlockRows:
         """The same rows in more memory. What was never written must be finite, so it is zero."""
         *before, _, head_dim = self.memory.shape
-        memory = self.memory.new_zeros(*before, grown_capacity(valid, needed), head_dim)
+        memory = self.memory.new_zeros(*before, grown_capacity(needed), head_dim)
         memory[..., : self.capacity, :] = self.memory
         return BlockRows(memory, self._move)
 
@@ -63,7 +63,7 @@ class BlockRows:
     def repeated(self, length: int) -> BlockRows:
         """See `Rows`."""
         *before, _, head_dim = self.memory.shape
-        capacity = grown_capacity(0, length)
+        capacity = grown_capacity(length)
         memory = self.memory.new_empty(*before, capacity, head_dim)
         per_unit = 4 // self.memory.element_size()
         blocks = capacity // BLOCK_ROWS
