@@ -13,6 +13,7 @@ from coordinator.admission import Admission, Demand, Room
 from coordinator.prompt import PreparedRequest
 from coordinator.sequence import Sequence
 from coordinator.statistics import AcceptanceStatistics
+from coordinator.step_ahead import StepAhead
 from coordinator.text import Decode
 from coordinator.workers import SESSION_LOST, TRANSIENT, Worker, WorkerSession
 from sequoia.errors import SequoiaError
@@ -84,15 +85,20 @@ class Engine:
                 yield GenerationChunk(prompt_token_ids=request.prompt_token_ids)
             if one.has_features:
                 await one.target.open_patiently(one.sequence.state, self._patience)
-            while one.sequence.finish_reason is None:
-                if self._stopping:
-                    yield one.sequence.cancel()
-                    break
-                grown = await self._grow(one)
-                verdict = await self._verify(one, grown)
-                acceptance = accept(grown, verdict, request.settings, one.sequence.root_position)
-                self.statistics.record(one.request_class, acceptance.trials)
-                yield one.sequence.extend(grown, verdict, acceptance)
+            async with StepAhead(lambda: self._step(one)) as ahead:
+                while one.sequence.finish_reason is None:
+                    if self._stopping:
+                        yield one.sequence.cancel()
+                        break
+                    grown, verdict = await ahead.take()
+                    acceptance = accept(
+                        grown, verdict, request.settings, one.sequence.root_position
+                    )
+                    self.statistics.record(one.request_class, acceptance.trials)
+                    chunk = one.sequence.extend(grown, verdict, acceptance)
+                    if one.sequence.finish_reason is None:
+                        ahead.begin()  # the workers go on while the chunk is written
+                    yield chunk
             yield self._completed(one)
 
     @property
@@ -176,6 +182,11 @@ class Engine:
         if planned is None or not one.may_speculate:
             return ROOT_ONLY
         return planned.topology.truncated(one.sequence.remaining_count)
+
+    async def _step(self, one: Participants) -> tuple[GrownTree, Verdict]:
+        """A tree, and the target's word on it."""
+        grown = await self._grow(one)
+        return grown, await self._verify(one, grown)
 
     async def _grow(self, one: Participants) -> GrownTree:
         """A tree from the draft; the root alone when the plan says so or the draft is not there."""

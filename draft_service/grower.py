@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from draft_service.growth import Growth
@@ -26,6 +28,11 @@ class Grower(ModelWorker[GrowTree, GrownTree]):
     """The draft worker's model: grows trees of the shapes that coordinators ask for."""
 
     gives_features = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        ids = self.model.token_ids
+        self._output_token_ids = None if ids is None else ids.cpu().numpy()
 
     def check(self, request: GrowTree) -> None:
         """See `ModelWorker.check`."""
@@ -124,33 +131,50 @@ class Grower(ModelWorker[GrowTree, GrownTree]):
         """Draw the children of nodes of one depth from their logits `[nodes, output rows]`."""
         settings = growth.session.settings
         logits = self._adjusted(growth, nodes, logits)
-        ids = self._columns(logits.shape[-1])
         counts = growth.child_counts(nodes)
         position = growth.root_position + len(growth.path(nodes[0])) + 1
         if settings.draw_rule is DrawRule.WITHOUT_REPLACEMENT:
-            _draw_without_replacement(growth, nodes, warp(logits, settings.sampling), ids, position)
+            self._draw_without_replacement(growth, nodes, warp(logits, settings.sampling), position)
             return
         if settings.draw_rule is DrawRule.COUPLED:
-            noise = torch.from_numpy(coupled_noise(settings.seed, position, int(ids.max()) + 1))
-            logits = warp(logits, settings.sampling) + noise.to(logits)[ids]
+            noise = coupled_noise(settings.seed, position, self.model.vocabulary_size)
+            on_device = torch.from_numpy(noise).to(logits)
+            if self.model.token_ids is not None:
+                on_device = on_device[self.model.token_ids]
+            logits = warp(logits, settings.sampling) + on_device
         best = logits.topk(min(max(counts), logits.shape[-1]), dim=-1)
-        finite = best.values.isfinite().sum(dim=-1).tolist()
-        token_ids = ids[best.indices].tolist()
+        indices, scores = best.indices.cpu().numpy(), best.values.cpu().numpy()
         for row, node in enumerate(nodes):
-            growth.add_children(node, token_ids[row][: min(counts[row], finite[row])])
+            drawn = indices[row, : counts[row]][np.isfinite(scores[row, : counts[row]])]
+            growth.add_children(node, self._token_ids(drawn).tolist())
 
-    def _columns(self, vocabulary_size: int) -> Tensor:
-        """Vocabulary ids of the output rows."""
-        if self.model.token_ids is not None:
-            return self.model.token_ids
-        return torch.arange(vocabulary_size, device=self.model.device)
+    def _draw_without_replacement(
+        self, growth: Growth, nodes: Sequence[int], log_probs: Tensor, position: int
+    ) -> None:
+        """Make q `[nodes, output rows]` sparse at every node, and draw children from it in order."""
+        counts = growth.child_counts(nodes)
+        indices, weights = sparsify(log_probs, max(SUPPORT_SIZE, *counts))
+        for row, node in enumerate(nodes):
+            in_support = weights[row] > 0
+            support, q = self._token_ids(indices[row][in_support]), weights[row][in_support]
+            uniform = uniforms(growth.session.settings.seed, Purpose.DRAFT, position, node, len(q))
+            drawn = draw_without_replacement(q, counts[row], uniform)
+            growth.add_children(node, support[drawn].tolist())
+            growth.distributions.append(DraftDistribution(support.astype(np.uint32), q))
+
+    def _token_ids(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The vocabulary's ids of rows of the output layer."""
+        return rows if self._output_token_ids is None else self._output_token_ids[rows]
 
     def _adjusted(self, growth: Growth, nodes: Sequence[int], logits: Tensor) -> Tensor:
         """Logits after the penalties, without tokens that the target does not know."""
         settings = growth.session.settings
-        ids = self._columns(logits.shape[-1])
+        is_larger = settings.vocabulary_size < self.model.vocabulary_size
+        if not (settings.sampling.has_penalties or is_larger):
+            return logits
+        ids = self._ids_on_device(logits)
         if settings.sampling.has_penalties:
-            size = int(ids.max()) + 1
+            size = self.model.vocabulary_size
             tokens, start = growth.session.token_ids, settings.prompt_token_count
             prompt = [token for token in tokens[:start] if token < size]
             generated = [token for token in tokens[start:] if token < size]
@@ -160,9 +184,15 @@ class Grower(ModelWorker[GrowTree, GrownTree]):
                 path = generated + [growth.token_ids[member] for member in growth.path(node)]
                 full[row] = penalise(full[row], settings.sampling, prompt, path)
             logits = full[:, ids]
-        if settings.vocabulary_size <= int(ids.max()):
+        if is_larger:
             logits = logits.masked_fill(ids >= settings.vocabulary_size, -torch.inf)
         return logits
+
+    def _ids_on_device(self, logits: Tensor) -> Tensor:
+        """The vocabulary's id of every row of the output layer."""
+        if self.model.token_ids is not None:
+            return self.model.token_ids
+        return torch.arange(logits.shape[-1], device=logits.device)
 
 
 def _segment(growth: Growth, nodes: Sequence[int]) -> Segment:
@@ -191,19 +221,3 @@ def _segment(growth: Growth, nodes: Sequence[int]) -> Segment:
     # The root and all before it read the target's features, what is below it the draft's own.
     features = torch.stack([growth.features[p] for p in parents]) if growth.features else None
     return Segment(cache, tokens, positions, visible, key_positions, features)
-
-
-def _draw_without_replacement(
-    growth: Growth, nodes: Sequence[int], log_probs: Tensor, ids: Tensor, position: int
-) -> None:
-    """Make q `[nodes, output rows]` sparse at every node, and draw children from it in order."""
-    counts = growth.child_counts(nodes)
-    indices, weights = sparsify(log_probs, max(SUPPORT_SIZE, *counts))
-    token_ids = ids.cpu().numpy()[indices]
-    for row, node in enumerate(nodes):
-        in_support = weights[row] > 0
-        support, q = token_ids[row][in_support], weights[row][in_support]
-        uniform = uniforms(growth.session.settings.seed, Purpose.DRAFT, position, node, len(q))
-        drawn = draw_without_replacement(q, counts[row], uniform)
-        growth.add_children(node, support[drawn].tolist())
-        growth.distributions.append(DraftDistribution(support.astype(np.uint32), q))

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from sequoia.randomness import gumbel
 from sequoia.settings import SamplingSettings
@@ -50,10 +51,7 @@ def warp(logits: Tensor, settings: SamplingSettings) -> Tensor:
 
     Computed in fp32; tokens cut off have -inf. Not for temperature 0, which has no distribution.
     """
-    logits = logits.float()
-    # Less the largest, the favourite stays at 0 where a tiny temperature overflows the others.
-    logits = logits - logits.amax(dim=-1, keepdim=True)
-    log_probs = torch.log_softmax(logits / max(settings.temperature, SMALLEST_TEMPERATURE), dim=-1)
+    log_probs = torch.log_softmax(_scaled(logits, settings), dim=-1)
     vocabulary = log_probs.shape[-1]
     if 0 < settings.top_k < vocabulary:
         kept = log_probs.topk(settings.top_k, dim=-1)
@@ -66,6 +64,23 @@ def warp(logits: Tensor, settings: SamplingSettings) -> Tensor:
         log_probs = log_probs.masked_fill(log_probs < floor, -math.inf)
         log_probs = torch.log_softmax(log_probs, dim=-1)
     return log_probs
+
+
+def warped_probs(logits: Tensor, settings: SamplingSettings) -> Tensor:
+    """The probabilities of `warp`, in fewer passes over the numbers where nothing is cut off."""
+    if settings.cuts_off:
+        return warp(logits, settings).exp()
+    return torch.softmax(_scaled(logits, settings), dim=-1)
+
+
+def _scaled(logits: Tensor, settings: SamplingSettings) -> Tensor:
+    """Logits over the temperature, in fp32.
+
+    Less the largest, so that the favourite stays at 0 where a tiny temperature overflows the others.
+    """
+    logits = logits.float()
+    scaled = logits - logits.amax(dim=-1, keepdim=True)
+    return scaled.div_(max(settings.temperature, SMALLEST_TEMPERATURE))
 
 
 def _nucleus(log_probs: Tensor, top_p: float) -> Tensor:
@@ -122,13 +137,17 @@ def draw_without_replacement(
     return order[np.isfinite(keys[order])]
 
 
-def draw_indices(weights: Tensor, uniform: NDArray[np.float64]) -> list[int]:
+def draw_indices(weights: Tensor, uniform: NDArray[np.float64]) -> tuple[list[int], list[float]]:
     """One index a row, drawn from non-negative weights `[rows, vocabulary]` by inversion in fp64.
 
     Weights need not sum to one. Where all are zero, the answer is 0. `uniform` holds one number a row.
+
+    Returns:
+        The indices, and the sum of every row.
     """
     rows, vocabulary = weights.shape
-    padded = torch.nn.functional.pad(weights, (0, -vocabulary % DRAW_BLOCK))
+    fits = vocabulary % DRAW_BLOCK == 0
+    padded = weights if fits else F.pad(weights, (0, -vocabulary % DRAW_BLOCK))
     blocks = padded.unflatten(-1, (-1, DRAW_BLOCK))
     sums = blocks.sum(dim=-1, dtype=torch.float64)
     ends = sums.cumsum(dim=-1)
@@ -142,8 +161,7 @@ def draw_indices(weights: Tensor, uniform: NDArray[np.float64]) -> list[int]:
     missed = padded.gather(-1, index) <= 0
     if bool(missed.any()):
         index = torch.where(missed, padded.argmax(dim=-1, keepdim=True), index)
-    drawn: list[int] = index[:, 0].tolist()
-    return drawn
+    return index[:, 0].tolist(), ends[:, -1].tolist()
 
 
 def favourites(scores: Tensor) -> list[int]:

@@ -48,6 +48,11 @@ class SamplingSettings:
         return self.temperature == 0.0
 
     @property
+    def cuts_off(self) -> bool:
+        """Whether unlikely tokens are left out."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
+    @property
     def has_penalties(self) -> bool:
         """Whether the distribution depends on which tokens came before."""
         return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1, 0, 0)

@@ -24,7 +24,7 @@ from sequoia.runtime.forward import PassOutput
 from sequoia.runtime.segment import Segment
 from sequoia.runtime.sessions import Session
 from sequoia.runtime.worker import ModelWorker
-from sequoia.sampling import draw_indices, favourites, penalise, warp
+from sequoia.sampling import draw_indices, favourites, penalise, warp, warped_probs
 from sequoia.settings import DrawRule
 from sequoia.tree import Tree
 
@@ -111,7 +111,7 @@ def _verdict(session: Session[Verdict], request: VerifyTree, output: PassOutput)
     elif settings.draw_rule is DrawRule.COUPLED:
         token_ids = _coupled_draws(session, tree, warp(logits, settings.sampling))
     else:
-        probs = warp(logits, settings.sampling).exp()
+        probs = warped_probs(logits, settings.sampling)
         token_ids, distributions = _sparse_answers(session, request, probs)
     logprobs = (
         ()
@@ -159,12 +159,11 @@ def _sparse_answers(
         on_device = torch.from_numpy(support.astype(np.int64)).to(probs.device)
         on_supports.append(probs[node, on_device])
         probs[node, on_device] = 0.0  # what is left are the tails
-    tails = probs.sum(dim=-1, dtype=torch.float64).tolist()
     uniform = [
         uniforms(seed, Purpose.TARGET, root_position + depth + 1, node, 1)
         for node, depth in enumerate(topology.depths)
     ]
-    token_ids = draw_indices(probs, np.concatenate(uniform))
+    token_ids, tails = draw_indices(probs, np.concatenate(uniform))
     return token_ids, tuple(
         TargetDistribution(on_support.cpu().numpy(), tails[node])
         for node, on_support in zip(topology.inner_nodes, on_supports, strict=True)

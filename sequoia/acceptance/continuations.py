@@ -12,7 +12,7 @@ from sequoia.randomness import Purpose, uniforms
 from sequoia.runtime.cache import KVCache
 from sequoia.runtime.forward import TreeModel
 from sequoia.runtime.segment import Segment
-from sequoia.sampling import draw_indices, warp
+from sequoia.sampling import draw_indices, warped_probs
 from sequoia.settings import SamplingSettings
 
 
@@ -99,4 +99,5 @@ def _next_token(logits: Tensor, sampling: SamplingSettings, seed: int, text: _Te
         return int(logits[0].argmax())
     position = len(text.token_ids)
     uniform = uniforms(seed, Purpose.TARGET, position, text.index, 1)
-    return draw_indices(warp(logits, sampling).exp(), uniform)[0]
+    (drawn,), _ = draw_indices(warped_probs(logits, sampling), uniform)
+    return drawn

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,19 +133,19 @@ class TreeModel:
     def _run_native(
         self, native: NativeDecoder, segments: Sequence[Segment], with_logits: bool
     ) -> list[PassOutput]:
-        counts = [len(segment.token_ids) for segment in segments]
-        token_ids = torch.tensor([t for segment in segments for t in segment.token_ids])
-        token_ids.clamp_(max=self.embedding_size - 1)
-        inputs = self.model.get_input_embeddings()(token_ids)
-        if self.reads_features:
-            read = inputs.new_zeros(len(inputs), self.feature_size)
-            for rows, segment in zip(read.split(counts), segments, strict=True):
-                if segment.features is not None:
-                    rows[:, : segment.features.shape[-1]] = segment.features
-            inputs = torch.cat([inputs, read], -1)
-        logits, features = native.run(segments, inputs.float(), with_logits)
-        parts = logits.split(counts if with_logits else [0] * len(counts))
-        return [PassOutput(*pair) for pair in zip(parts, features.split(counts), strict=True)]
+        if any(max(segment.token_ids) >= self.embedding_size for segment in segments):
+            segments = [self._readable(segment) for segment in segments]
+        logits, features = native.run(segments, with_logits)
+        outputs, start = [], 0
+        for segment in segments:
+            rows = slice(start, start := start + len(segment.token_ids))
+            outputs.append(PassOutput(logits[rows], features[rows]))
+        return outputs
+
+    def _readable(self, segment: Segment) -> Segment:
+        """Ids beyond a smaller embedding cannot be read; a draft then guesses from another token."""
+        last = self.embedding_size - 1
+        return replace(segment, token_ids=[min(token_id, last) for token_id in segment.token_ids])
 
     def prefill(
         self, cache: KVCache, token_ids: Sequence[int], features: Tensor | None = None

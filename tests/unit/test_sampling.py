@@ -261,20 +261,20 @@ def test_a_drawn_index_is_never_impossible(uniform: float) -> None:
     """Tokens of probability zero are not drawn, however extreme the draw."""
     for probs in ([0, 0.5, 0, 0.5, 0], [0, 0, 1e-38, 0], [1, 0], [0, 1], [3, 0, 0, 7]):
         weights = torch.tensor([[0] * 254 + probs, probs + [0] * 254], dtype=torch.float32)
-        drawn = draw_indices(weights, np.full(2, uniform))
+        drawn, _ = draw_indices(weights, np.full(2, uniform))
         assert all(row[index] > 0 for row, index in zip(weights, drawn, strict=True))
 
 
 def test_a_draw_from_nothing_is_the_first_token() -> None:
     """An empty tail has a defined answer."""
-    assert draw_indices(torch.zeros(1, 5), np.array([0.7])) == [0]
+    assert draw_indices(torch.zeros(1, 5), np.array([0.7])) == ([0], [0.0])
 
 
 def test_indices_are_drawn_in_proportion() -> None:
     """20,000 draws from weights that do not sum to one follow them (chi-square)."""
     weights = torch.tensor([2.0, 0.0, 5.0, 1.0])
     numbers = uniforms(1, Purpose.TARGET, 0, 0, 20_000)
-    observed = np.bincount(draw_indices(weights.expand(numbers.size, 4), numbers), minlength=4)
+    observed = np.bincount(draw_indices(weights.expand(numbers.size, 4), numbers)[0], minlength=4)
     expected = weights.numpy()[[0, 2, 3]] / 8 * numbers.size
     assert observed[1] == 0
     assert chisquare(observed[[0, 2, 3]], expected).pvalue > 0.001
@@ -283,7 +283,7 @@ def test_indices_are_drawn_in_proportion() -> None:
 def test_the_ends_of_the_uniform_reach_the_first_and_the_last_token() -> None:
     """Inversion runs through the vocabulary in order."""
     weights = torch.full((2, 1000), 0.001)
-    assert draw_indices(weights, np.array([2.0**-53, 1 - 2.0**-53])) == [0, 999]
+    assert draw_indices(weights, np.array([2.0**-53, 1 - 2.0**-53]))[0] == [0, 999]
 
 
 @pytest.mark.parametrize("vocabulary", [1, 255, 256, 257, 1000])
@@ -293,7 +293,9 @@ def test_an_index_is_where_the_sum_passes_the_number(vocabulary: int) -> None:
     numbers = uniforms(2, Purpose.TARGET, 0, 0, 50)
     ends = weights.double().cumsum(-1)
     expected = (ends <= ends[:, -1:] * torch.from_numpy(numbers)[:, None]).sum(-1).tolist()
-    assert draw_indices(weights, numbers) == expected
+    drawn, sums = draw_indices(weights, numbers)
+    assert drawn == expected
+    assert sums == pytest.approx(weights.double().sum(-1).tolist())
 
 
 def test_the_favourite_is_the_first_of_equals() -> None:

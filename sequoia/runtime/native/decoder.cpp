@@ -342,6 +342,8 @@ struct Decoder {
   const float* final_norm;  // [hidden]
   Linear head;
   Linear fusion;  // of a draft that reads features; packed is null where there is none
+  const void* embedding;  // elements [tokens][embedding_size]
+  int32_t embedding_size;
 };
 
 struct Segment {
@@ -352,13 +354,15 @@ struct Segment {
 };
 
 struct Pass {
-  int32_t segment_count, rows, with_logits;
+  int32_t segment_count, rows, with_logits, feature_size;
   const Segment* segments;
-  const float* inputs;   // [rows][hidden], or what the fusion reads
-  const float* cosines;  // [rows][head_dim]
-  const float* sines;    // [rows][head_dim]
-  float* features;       // [rows][hidden]
-  float* logits;         // [rows][vocabulary]
+  const int32_t* token_ids;
+  const int32_t* positions;
+  const float* cosines;        // [positions][head_dim]
+  const float* sines;          // the same
+  const float* read_features;  // [rows][feature_size], where the fusion reads any
+  float* features;             // [rows][hidden]
+  float* logits;               // [rows][vocabulary]
 };
 
 }  // extern "C"
@@ -482,19 +486,28 @@ class Runner {
   }
 
   void read_inputs() {
-    const size_t hidden = d_.hidden, width = d_.fusion.packed ? d_.fusion.inputs : hidden;
     together(p_.rows, [&](int begin, int end) {
-      for (size_t at = begin * width; at < end * width; ++at) {
-        if (d_.fusion.packed)
-          s_.fused[at] = T::from(p_.inputs[at]);
-        else
-          s_.residual[at] = p_.inputs[at];
-      }
+      for (int row = begin; row < end; ++row) read_row(row);
     });
+    const size_t hidden = d_.hidden;
     if (d_.fusion.packed)
       linear(s_.fused.data(), d_.fusion, [&](int row, int column, const float* values, int count) {
         std::memcpy(&s_.residual[row * hidden + column], values, sizeof(float) * count);
       });
+  }
+
+  // The embedding of a row's token, with its feature behind it where the fusion reads both.
+  void read_row(int row) {
+    const size_t size = d_.embedding_size;
+    const Element* from = static_cast<const Element*>(d_.embedding) + p_.token_ids[row] * size;
+    if (!d_.fusion.packed) {
+      for (size_t at = 0; at < size; ++at) s_.residual[row * size + at] = T::to(from[at]);
+      return;
+    }
+    Element* to = &s_.fused[size_t(row) * d_.fusion.inputs];
+    std::memcpy(to, from, sizeof(Element) * size);
+    const float* feature = p_.read_features + size_t(row) * p_.feature_size;
+    for (int at = 0; at < p_.feature_size; ++at) to[size + at] = T::from(feature[at]);
   }
 
   void run_layer(const Layer& layer, int number) {
@@ -669,8 +682,8 @@ class Runner {
   // One head of a row, rotated to the row's position and scaled.
   void turn(int row, const float* head, float scale, Element* to) {
     const int half = d_.head_dim / 2;
-    const float* cosines = p_.cosines + size_t(row) * d_.head_dim;
-    const float* sines = p_.sines + size_t(row) * d_.head_dim;
+    const float* cosines = p_.cosines + size_t(p_.positions[row]) * d_.head_dim;
+    const float* sines = p_.sines + size_t(p_.positions[row]) * d_.head_dim;
     for (int at = 0; at < half; ++at) {
       const float left = head[at], right = head[at + half];
       to[at] = T::from((left * cosines[at] - right * sines[at]) * scale);

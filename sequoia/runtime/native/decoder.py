@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
+from ctypes import c_int32
 from typing import Any
 
 import numpy as np
@@ -36,28 +37,29 @@ class NativeDecoder:
         self._rotation = _Rotation(model.model.rotary_emb)
         self._weights = PackedWeights(self._library, model, fusion)
         self._decoder = d = self._weights.decoder
+        self._feature_size = d.fusion.inputs - d.embedding_size if fusion is not None else 0
         memory = torch.empty(d.layer_count, 2, d.kv_heads, 0, d.head_dim, dtype=model.dtype)
         self._empty = BlockRows(memory, self._move)
         self._pool = ctypes.c_void_p(self._library.sequoia_new_pool(threads))
         weakref.finalize(self, self._library.sequoia_free_pool, self._pool)
 
-    def run(
-        self, segments: Sequence[Segment], inputs: Tensor, with_logits: bool
-    ) -> tuple[Tensor, Tensor]:
+    def run(self, segments: Sequence[Segment], with_logits: bool) -> tuple[Tensor, Tensor]:
         """One pass; the caches' new rows become valid.
 
         Args:
-            segments: the sessions' shares.
-            inputs: fp32 `[rows, hidden]` of all segments, one behind the other; for a draft that
-                reads features embedding and feature, end to end.
+            segments: the sessions' shares; no token may be outside the embedding.
             with_logits: whether logits are wanted.
 
         Returns:
             fp32 logits `[rows, output rows]`, of no rows without logits, and features
-            `[rows, hidden]`.
+            `[rows, hidden]`; the rows of all segments, one behind the other.
         """
-        rows, decoder = len(inputs), self._decoder
-        cosines, sines = self._rotation.at([p for s in segments for p in s.positions])
+        token_ids = [token_id for segment in segments for token_id in segment.token_ids]
+        positions = [position for segment in segments for position in segment.positions]
+        rows, decoder = len(token_ids), self._decoder
+        indices = c_int32 * rows
+        cosines, sines = self._rotation.up_to(max(positions))
+        read = self._read_features(segments, rows) if self._feature_size else None
         features = torch.empty(rows, decoder.hidden)
         logits = torch.empty(rows if with_logits else 0, decoder.vocabulary)
         visible = [np.ascontiguousarray(segment.visible) for segment in segments]
@@ -66,13 +68,30 @@ class NativeDecoder:
             len(segments),
             rows,
             int(with_logits),
+            self._feature_size,
             (c.Segment * len(shares))(*shares),
-            *(c.address(t) for t in (inputs, cosines, sines, features, logits)),
+            indices(*token_ids),
+            indices(*positions),
+            *(
+                None if t is None else c.address(t)
+                for t in (cosines, sines, read, features, logits)
+            ),
         )
         self._library.sequoia_run(ctypes.byref(decoder), ctypes.byref(one), self._pool)
         for segment in segments:
             segment.cache.length += len(segment.token_ids)
         return logits, features
+
+    def _read_features(self, segments: Sequence[Segment], rows: int) -> Tensor:
+        """What a feature-conditioned draft reads, `[rows, feature size]`; narrower ones end in zeros."""
+        read = torch.zeros(rows, self._feature_size)
+        start = 0
+        for segment in segments:
+            end = start + len(segment.token_ids)
+            if segment.features is not None:
+                read[start:end, : segment.features.shape[-1]] = segment.features
+            start = end
+        return read
 
     def _share(self, segment: Segment, visible: NDArray[np.bool_]) -> c.Segment:
         cache, count = segment.cache, len(segment.token_ids)
@@ -82,7 +101,7 @@ class NativeDecoder:
 
     def _move(self, rows: BlockRows, start: int, moved: Sequence[int]) -> None:
         where = c.Segment(c.address(rows.memory), None, 0, rows.capacity, 0, 0)
-        indices = (ctypes.c_int32 * len(moved))(*moved)
+        indices = (c_int32 * len(moved))(*moved)
         self._library.sequoia_move_rows(
             ctypes.byref(self._decoder), ctypes.byref(where), start, indices, len(moved)
         )
@@ -95,13 +114,12 @@ class _Rotation:
         self._module = module
         self._cosines, self._sines = self._table(POSITION_STEP)
 
-    def at(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Both for some positions, `[positions, head_dim]`."""
-        needed = max(positions) + 1
-        if needed > len(self._cosines):
-            self._cosines, self._sines = self._table(-(-needed // POSITION_STEP) * POSITION_STEP)
-        index = torch.tensor(positions)
-        return self._cosines[index], self._sines[index]
+    def up_to(self, position: int) -> tuple[Tensor, Tensor]:
+        """Both for all positions up to one, and perhaps more, `[positions, head_dim]`."""
+        if position >= len(self._cosines):
+            steps = position // POSITION_STEP + 1
+            self._cosines, self._sines = self._table(steps * POSITION_STEP)
+        return self._cosines, self._sines
 
     def _table(self, count: int) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():

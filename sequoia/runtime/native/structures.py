@@ -50,6 +50,8 @@ class Decoder(ctypes.Structure):
         ("final_norm", c_void_p),
         ("head", Linear),
         ("fusion", Linear),
+        ("embedding", c_void_p),
+        ("embedding_size", c_int32),
     )
 
 
@@ -73,10 +75,13 @@ class Pass(ctypes.Structure):
         ("segment_count", c_int32),
         ("rows", c_int32),
         ("with_logits", c_int32),
+        ("feature_size", c_int32),
         ("segments", POINTER(Segment)),
-        ("inputs", c_void_p),
+        ("token_ids", POINTER(c_int32)),
+        ("positions", POINTER(c_int32)),
         ("cosines", c_void_p),
         ("sines", c_void_p),
+        ("read_features", c_void_p),
         ("features", c_void_p),
         ("logits", c_void_p),
     )

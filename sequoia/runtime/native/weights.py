@@ -18,7 +18,7 @@ from sequoia.runtime.native.support import PANEL
 class PackedWeights:
     """Takes over every weight of a model, and gives the model's own memory of it back.
 
-    The embedding stays with the model.
+    The embedding stays as it is.
     """
 
     def __init__(self, library: ctypes.CDLL, model: Any, fusion: nn.Linear | None) -> None:
@@ -31,9 +31,9 @@ class PackedWeights:
     def _take_over(self, model: Any, fusion: nn.Linear | None) -> c.Decoder:
         config, layers = model.config, model.model.layers
         taken = [self._layer(layer) for layer in layers]
-        head = model.get_output_embeddings()
-        vocabulary = len(head.weight)
-        is_tied = head.weight is model.get_input_embeddings().weight
+        head, embedding = model.get_output_embeddings(), model.get_input_embeddings().weight
+        vocabulary, is_tied = len(head.weight), head.weight is embedding
+        self._kept.append(embedding.detach())
         return c.Decoder(
             len(taken),
             config.hidden_size,
@@ -49,6 +49,8 @@ class PackedWeights:
             self._floats(model.model.norm.weight),
             self._linear([head], releases=not is_tied),
             c.Linear() if fusion is None else self._linear([fusion]),
+            c.address(embedding),
+            embedding.shape[1],
         )
 
     def _layer(self, layer: Any) -> c.Layer:
