@@ -22,6 +22,7 @@ from sequoia.settings import SamplingSettings
 SUPPORT_SIZE = 64
 NUCLEUS_SIZE = 1024  # tokens among which a nucleus is looked for first
 DRAW_BLOCK = 256  # numbers that are summed before one of them is looked for
+SMALL_TEMPERATURE = 1e-3  # above, no logit of a model overflows
 SMALLEST_TEMPERATURE = 1e-30  # in fp32; below, all but the favourite are gone anyway
 
 
@@ -74,13 +75,12 @@ def warped_probs(logits: Tensor, settings: SamplingSettings) -> Tensor:
 
 
 def _scaled(logits: Tensor, settings: SamplingSettings) -> Tensor:
-    """Logits over the temperature, in fp32.
-
-    Less the largest, so that the favourite stays at 0 where a tiny temperature overflows the others.
-    """
+    """Logits over the temperature, in fp32."""
     logits = logits.float()
-    scaled = logits - logits.amax(dim=-1, keepdim=True)
-    return scaled.div_(max(settings.temperature, SMALLEST_TEMPERATURE))
+    if settings.temperature < SMALL_TEMPERATURE:
+        # Less the largest, the favourite stays at 0 where the others overflow.
+        logits = logits - logits.amax(dim=-1, keepdim=True)
+    return logits / max(settings.temperature, SMALLEST_TEMPERATURE)
 
 
 def _nucleus(log_probs: Tensor, top_p: float) -> Tensor:
@@ -138,7 +138,7 @@ def draw_without_replacement(
 
 
 def draw_indices(weights: Tensor, uniform: NDArray[np.float64]) -> tuple[list[int], list[float]]:
-    """One index a row, drawn from non-negative weights `[rows, vocabulary]` by inversion in fp64.
+    """One index a row, drawn from non-negative weights `[rows, vocabulary]` by inversion.
 
     Weights need not sum to one. Where all are zero, the answer is 0. `uniform` holds one number a row.
 
@@ -149,7 +149,7 @@ def draw_indices(weights: Tensor, uniform: NDArray[np.float64]) -> tuple[list[in
     fits = vocabulary % DRAW_BLOCK == 0
     padded = weights if fits else F.pad(weights, (0, -vocabulary % DRAW_BLOCK))
     blocks = padded.unflatten(-1, (-1, DRAW_BLOCK))
-    sums = blocks.sum(dim=-1, dtype=torch.float64)
+    sums = blocks.sum(dim=-1).double()  # in fp64 from block to block
     ends = sums.cumsum(dim=-1)
     threshold = ends[:, -1:] * torch.from_numpy(uniform).to(ends)[:, None]
     block = torch.searchsorted(ends, threshold, right=True).clamp_(max=sums.shape[-1] - 1)
