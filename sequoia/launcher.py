@@ -36,7 +36,12 @@ class LaunchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LaunchOptions:
-    """What to run, and where clients reach it."""
+    """What to run, and where clients reach it.
+
+    Attributes:
+        threads: of the target on a CPU; 0 leaves it to torch.
+        replan_seconds: between the planner's looks at the statistics; None leaves it to the planner.
+    """
 
     target: str
     draft: str | None = None
@@ -46,6 +51,8 @@ class LaunchOptions:
     dtype: str = "auto"
     device: str = "auto"
     log_level: str = "info"
+    threads: int = 0
+    replan_seconds: float | None = None
 
 
 class RoleProcess:
@@ -104,6 +111,11 @@ class RoleProcess:
             time.sleep(POLL_SECONDS)
 
     @property
+    def pid(self) -> int | None:
+        """The process id; None before the start."""
+        return self._process.pid if self._process else None
+
+    @property
     def has_ended(self) -> bool:
         """Whether the process is gone."""
         return self._process is not None and self._process.poll() is not None
@@ -145,6 +157,7 @@ class LocalSystem:
         self.options = options
         self.coordinator: RoleProcess | None = None
         self.planner: RoleProcess | None = None
+        self.redis_url = options.redis_url or ""
         self._errors = errors
         self._say = say
         self._valkey: EmbeddedValkey | None = None
@@ -175,25 +188,62 @@ class LocalSystem:
             raise LaunchError("the system is not running")
         return self.coordinator.address
 
+    def role(self, module: str) -> RoleProcess:
+        """The first process of a role, such as `target_service`.
+
+        Raises:
+            LaunchError: none was started.
+        """
+        for role in self._roles:
+            if role.module == module:
+                return role
+        raise LaunchError(f"{module} is not running")
+
+    def process_ids(self) -> dict[str, int]:
+        """The processes by role, Valkey included where it is ours; they change when a role dies."""
+        found = {role.module: role.pid for role in self._roles}
+        found["valkey"] = self._valkey.pid if self._valkey else None
+        return {name: pid for name, pid in found.items() if pid is not None}
+
+    def add_coordinator(self, redis_url: str) -> RoleProcess:
+        """Start another coordinator on the same workers, with another Redis; it is ready on return.
+
+        Raises:
+            LaunchError: it did not start.
+        """
+        addresses = ["--target-address", self.role("target_service").address]
+        addresses += ["--draft-address", self.role("draft_service").address]
+        options = ["--target", self.options.target, "--log-level", self.options.log_level]
+        added = self._launch("coordinator", [*addresses, *options, "--redis", redis_url])
+        added.wait_until_listening()
+        added.wait_until_serving()
+        return added
+
     def _start(self) -> None:
         options = self.options
         if options.redis_url is None:
             self._say("starting Valkey")
             self._valkey = EmbeddedValkey()
             self._valkey.start()
-        redis = ["--redis", options.redis_url or (self._valkey.url if self._valkey else "")]
+            self.redis_url = self._valkey.url
+        redis = ["--redis", self.redis_url]
         common = ["--log-level", options.log_level]
         model = [*common, "--target", options.target, "--dtype", options.dtype]
         model += ["--device", options.device]
         draft_options = ["--draft", options.draft] if options.draft else []
         self._say("starting the draft and target workers")
+        if options.threads:
+            model += ["--threads", str(options.threads)]
         target = self._launch("target_service", model)
         draft = self._launch("draft_service", [*model, *draft_options])
         target.wait_until_listening()
         draft.wait_until_listening()
         workers = ["--target-address", target.address, "--draft-address", draft.address]
         self._say("starting the planner and the coordinator")
-        self.planner = self._launch("planner", [*common, *workers, *redis])
+        replan = (
+            ["--replan-interval", str(options.replan_seconds)] if options.replan_seconds else []
+        )
+        self.planner = self._launch("planner", [*common, *workers, *redis, *replan])
         self.coordinator = self._launch(
             "coordinator",
             [*common, *workers, *redis, "--target", options.target],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from sequoia.cli.acceptance import acceptance
+from sequoia.cli.bench import bench_app
 from sequoia.cli.demo import demo
 from sequoia.cli.distill import distill
 from sequoia.cli.generate import generate
@@ -35,6 +36,7 @@ app.command()(acceptance)
 app.command()(distill)
 app.command()(widen)
 app.add_typer(models_app)
+app.add_typer(bench_app)
 
 
 def main() -> None:

@@ -25,7 +25,8 @@ from sequoia.runtime.catalogue import ModelError
 from sequoia.settings import SamplingSettings
 
 
-def _temperature(value: float) -> float:
+def check_temperature(value: float) -> float:
+    """Check a temperature as typer wants a callback to."""
     try:
         SamplingSettings(temperature=value)
     except InvalidArgumentError as error:
@@ -44,7 +45,7 @@ def acceptance(
     temperature: Annotated[
         float,
         typer.Option(
-            callback=_temperature,
+            callback=check_temperature,
             help="Of target and draft. At 0 the target's argmax is looked for among the draft's "
             "first tokens, and the sum of min(p, q) is that of temperature 1.",
         ),

@@ -81,13 +81,20 @@ async def serve_worker(
 
     def load_on_device_thread() -> ModelWorker[Request, Reply]:
         worker = load(device)
-        if worker.model.engine == "native":
-            # It has threads of its own. What is left for torch is small, and a second thread for
-            # it costs milliseconds whenever the other cores are busy.
-            torch.set_num_threads(1)
+        leave_threads_to_engine(worker)
         return worker
 
     async def get_ready() -> None:
         service.set_worker(await device.run(load_on_device_thread))
 
     await serve(server, host, port, get_ready)
+
+
+def leave_threads_to_engine(worker: ModelWorker[Request, Reply]) -> None:
+    """Keep torch to one thread beside an engine that has its own; called on the device thread.
+
+    What is left for torch is small, and a second thread for it costs milliseconds whenever the other
+    cores are busy.
+    """
+    if worker.model.engine == "native":
+        torch.set_num_threads(1)

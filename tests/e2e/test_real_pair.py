@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sequoia.bench.prompts import MT_BENCH
 from sequoia.generation import ChatMessage, GenerationRequest
 from sequoia.runtime.catalogue import default_draft, resolve
 from sequoia.settings import SamplingSettings
@@ -21,14 +22,13 @@ PROMPTS = 20
 NEW_TOKENS = 64
 IN_FLIGHT = 8
 TIE = 1e-3
-DATA = Path(__file__).parent.parent / "data" / "mt_bench.jsonl"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def prompts() -> list[str]:
     """First turns of MT-Bench, from every category."""
-    lines = DATA.read_text(encoding="utf-8").splitlines()
+    lines = MT_BENCH.read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["turns"][0] for line in lines[:: len(lines) // PROMPTS]][:PROMPTS]
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sequoia.bench.prompts import MT_BENCH
 from sequoia.prompts import PromptsError, read_prompts, spread
-
-MT_BENCH = Path(__file__).parents[1] / "data" / "mt_bench.jsonl"
 
 
 @pytest.fixture

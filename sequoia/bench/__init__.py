@@ -1,0 +1,1 @@
+"""Benchmarks that `sequoia bench` runs: each compares what it times within one run."""
