@@ -95,10 +95,10 @@ class Engine:
                         grown, verdict, request.settings, one.sequence.root_position
                     )
                     self.statistics.record(one.request_class, acceptance.trials)
-                    chunk = one.sequence.extend(grown, verdict, acceptance)
+                    one.sequence.commit(grown, verdict, acceptance)
                     if one.sequence.finish_reason is None:
-                        ahead.begin()  # the workers go on while the chunk is written
-                    yield chunk
+                        await ahead.begin()  # the workers go on while the text is written
+                    yield one.sequence.show()
             yield self._completed(one)
 
     @property
@@ -136,14 +136,17 @@ class Engine:
         A request that the draft could never hold goes without it.
         """
         sequence = Sequence(request, self._decode)
+        alone = Demand(len(request.prompt_token_ids), request.max_new_tokens, 1)
+        self._target_room.check(alone)
         largest = max((len(tree.parents) for tree in self.plan.trees), default=1)
-        demand = Demand(len(request.prompt_token_ids), request.max_new_tokens, largest)
-        self._target_room.check(demand)
+        with_trees = replace(alone, tree_tokens=largest)
         may_speculate = (
             self.draft is not None
             and not request.disable_speculation
-            and self._draft_room.could_hold(demand)
+            and self._draft_room.could_hold(with_trees)
+            and self._target_room.could_hold(with_trees)
         )
+        demand = with_trees if may_speculate else alone
         rooms = [self._target_room, *([self._draft_room] if may_speculate else [])]
         async with self.admission.admitted(demand, rooms):
             sequence.begin()

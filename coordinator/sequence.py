@@ -25,6 +25,7 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.step = 0
         self.features = FeatureHistory()
+        self._unshown: list[GeneratedToken] = []  # committed by the last step
         self._accepted: tuple[int, ...] = ()
         self._text = TextStream(decode, request.stop_strings)
         self._started = time.perf_counter()
@@ -75,34 +76,39 @@ class Sequence:
         if prefilled.features is not None:
             self.features.restart(prefilled.features)
 
-    def extend(self, grown: GrownTree, verdict: Verdict, acceptance: Acceptance) -> GenerationChunk:
-        """Commit a step's tokens, up to the first that ends the sequence; returns what to show."""
+    def commit(self, grown: GrownTree, verdict: Verdict, acceptance: Acceptance) -> None:
+        """Commit a step's tokens, up to the first that ends the sequence; `show` comes next."""
         self.step += 1
         self._accepted = acceptance.nodes
         self._count(grown, verdict)
         if verdict.features is not None:
             self.features.append(verdict.features[[0, *acceptance.nodes]])
-        text, shown = "", []
         for token in acceptance.tokens:
             self.token_ids.append(token.token_id)
-            shown.append(token)
-            text += self._commit(token)
+            self._unshown.append(token)
+            if token.token_id in self.request.stop_token_ids:
+                self.finish_reason = FinishReason.STOP
+            elif self.remaining_count <= 0:
+                self.finish_reason = FinishReason.LENGTH
             if self.finish_reason is not None:
-                text += self._text.flush()
                 break
-        self._accepted_count += min(len(acceptance.nodes), len(shown))
-        return GenerationChunk(text, tuple(shown))
 
-    def _commit(self, token: GeneratedToken) -> str:
-        if token.token_id in self.request.stop_token_ids:
-            self.finish_reason = FinishReason.STOP
-            return ""
-        text = self._text.push(token.token_id)
-        if self._text.stop_string:
-            self.finish_reason = FinishReason.STOP_STRING
-        elif self.remaining_count <= 0:
-            self.finish_reason = FinishReason.LENGTH
-        return text
+    def show(self) -> GenerationChunk:
+        """What to show of the tokens committed last; a stop string takes back those behind it."""
+        tokens, self._unshown = self._unshown, []
+        text = ""
+        for count, token in enumerate(tokens, start=1):
+            if token.token_id not in self.request.stop_token_ids:
+                text += self._text.push(token.token_id)
+            if self._text.stop_string:
+                self.finish_reason = FinishReason.STOP_STRING
+                del self.token_ids[len(self.token_ids) - (len(tokens) - count) :]
+                tokens = tokens[:count]
+                break
+        if self.finish_reason is not None:
+            text += self._text.flush()
+        self._accepted_count += min(len(self._accepted), len(tokens))
+        return GenerationChunk(text, tuple(tokens))
 
     def _count(self, grown: GrownTree, verdict: Verdict) -> None:
         nodes = grown.tree.topology.node_count

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from sequoia.errors import SequoiaError
+import structlog
+
+log = structlog.get_logger(__name__)
 
 Outcome = TypeVar("Outcome")
+
+# Of the event loop: one in which the step begins, and two in which gRPC sends its call.
+LOOP_TURNS = 3
 
 
 class StepAhead(Generic[Outcome]):
@@ -31,16 +35,18 @@ class StepAhead(Generic[Outcome]):
     ) -> None:
         if self._task:
             self._task.cancel()
-            with suppress(asyncio.CancelledError, SequoiaError):
-                await self._task
+            await asyncio.wait([self._task])
+            if not self._task.cancelled() and (failure := self._task.exception()):
+                log.debug("unwanted step failed", error=str(failure))
 
-    def begin(self) -> asyncio.Task[Outcome]:
-        """Begin the next step."""
+    async def begin(self) -> None:
+        """Begin the next step, and return when its first call is on the way."""
         self._task = asyncio.create_task(self._step())
-        return self._task
+        for _ in range(LOOP_TURNS):
+            await asyncio.sleep(0)
 
     async def take(self) -> Outcome:
         """The outcome of the step that was begun, or of one that begins now; raises what it raised."""
-        task = self._task or self.begin()
+        task = self._task or asyncio.create_task(self._step())
         self._task = None
         return await task

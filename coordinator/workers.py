@@ -43,7 +43,7 @@ CLOSE_TIMEOUT_SECONDS = 5.0
 RETRY_SECONDS = 0.2
 SESSION_LOSS_LIMIT = 5
 # What a prompt's token may add to the time of a call: prompts are read between other sessions' steps.
-PREFILL_SECONDS_PER_TOKEN = 0.01
+PREFILL_SECONDS_PER_TOKEN = 0.1
 NO_STEP = -1
 SESSION_LOST = frozenset({Reason.UNKNOWN_SESSION, Reason.STALE_STEP})
 WORKER_LOST = frozenset({Reason.WORKER_UNAVAILABLE, Reason.NOT_READY, Reason.DEADLINE_EXCEEDED})

@@ -16,6 +16,7 @@ from sequoia.errors import InvalidArgumentError
 from sequoia.messages import DraftDistribution, Features, GrownTree, GrowTree, Prefill
 from sequoia.randomness import Purpose, coupled_noise, uniforms
 from sequoia.runtime.features import unpack_features
+from sequoia.runtime.forward import PassOutput
 from sequoia.runtime.segment import Segment
 from sequoia.runtime.sessions import Session
 from sequoia.runtime.worker import ModelWorker
@@ -85,6 +86,11 @@ class Grower(ModelWorker[GrowTree, GrownTree]):
     def _before_first(self) -> Tensor:
         """The feature before the first token, where the target has read nothing: zeros, `[1, hidden]`."""
         return torch.zeros(1, self.feature_size, dtype=self.model.dtype, device=self.model.device)
+
+    def look_at(self, outputs: Sequence[PassOutput]) -> None:
+        """See `ModelWorker.look_at`."""
+        for output in outputs:
+            output.logits.topk(2).indices.tolist()
 
     def run_steps(
         self, steps: Sequence[tuple[Session[GrownTree], GrowTree]]

@@ -17,8 +17,7 @@ class Measurements:
     Attributes:
         target_ms: one target pass, by (sequences, nodes of each).
         draft_ms: one draft pass, by (sequences, width of the level that each of them reads).
-        target_hop_ms: one round trip to the target worker, without work.
-        draft_hop_ms: one round trip to the draft worker, without work.
+        call_ms: the calls of so many sequences to one worker, beside the pass.
         max_nodes: largest tree that both workers take.
 
     Raises:
@@ -27,8 +26,7 @@ class Measurements:
 
     target_ms: Times
     draft_ms: Times
-    target_hop_ms: float
-    draft_hop_ms: float
+    call_ms: Mapping[int, float]
     max_nodes: int
 
     def __post_init__(self) -> None:
@@ -52,8 +50,8 @@ class Measurements:
         return Latency(
             _curve(self.draft_ms, batch_size),
             _curve(self.target_ms, batch_size),
-            self.draft_hop_ms,
-            self.target_hop_ms,
+            self.call_ms[batch_size],
+            self.call_ms[batch_size],
         )
 
 

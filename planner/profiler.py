@@ -2,49 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import median
 
 import structlog
 
+from planner.call_overhead import call_overhead_ms
+from planner.found_worker import FoundWorker
 from planner.measurements import Measurements
 from sequoia.errors import Reason, SequoiaError, WorkerUnavailableError
 from sequoia.messages import ProfileSpec, WorkerInfo
 from sequoia.rpc.channel import RpcChannel
-from sequoia.rpc.codec import GET_INFO, PROFILE
+from sequoia.rpc.codec import PROFILE
 
 log = structlog.get_logger(__name__)
 
-BATCH_SIZES = (1, 2, 4, 8)
+BATCH_SIZES = (1, 2, 4, 8, 16)
 PREFIX_LENGTH = 128
 REPETITIONS = 5
-ROUND_TRIPS = 9
-INFO_SECONDS = 10.0
 PROFILE_SECONDS = 120.0  # for one kind of pass, requests for text in between included
-
-
-@dataclass(frozen=True, slots=True)
-class FoundWorker:
-    """A worker that answers, and who it says it is."""
-
-    channel: RpcChannel
-    info: WorkerInfo
-
-
-async def find(channel: RpcChannel) -> FoundWorker:
-    """Ask a worker who it is.
-
-    Raises:
-        WorkerUnavailableError: it is not there, or still loading.
-        SequoiaError: it was lost just now.
-    """
-    if not await channel.is_serving():
-        raise WorkerUnavailableError(
-            f"the worker at {channel.address} is not serving", address=channel.address
-        )
-    return FoundWorker(channel, await channel.call(GET_INFO, None, timeout=INFO_SECONDS))
 
 
 async def profile(
@@ -65,11 +40,15 @@ async def profile(
     widest = max(1, max_nodes // 2)
     target_ms: dict[tuple[int, int], float] = {}
     draft_ms: dict[tuple[int, int], float] = {}
+    call_ms: dict[int, float] = {}
     for batch in BATCH_SIZES:
         try:
             target_row = await _row(target.channel, max_nodes, batch, prefix, max_levels)
             plain = target_row[1]
             draft_row = await _row(draft.channel, widest, batch, prefix, max_levels, plain)
+            # A call to the draft is of the same kind, and one that reads features cannot be called
+            # without the target.
+            call_ms[batch] = await call_overhead_ms(target, batch)
         except SequoiaError as error:
             if batch == 1 or error.reason is not Reason.INVALID_ARGUMENT:
                 raise
@@ -77,10 +56,8 @@ async def profile(
             break
         target_ms |= {(batch, nodes): ms for nodes, ms in target_row.items()}
         draft_ms |= {(batch, width): ms for width, ms in draft_row.items()}
-    target_hop_ms = await _round_trip_ms(target.channel)
-    draft_hop_ms = await _round_trip_ms(draft.channel)
     try:
-        return Measurements(target_ms, draft_ms, target_hop_ms, draft_hop_ms, max_nodes)
+        return Measurements(target_ms, draft_ms, call_ms, max_nodes)
     except ValueError as error:
         raise WorkerUnavailableError(f"unusable measurements: {error}") from error
 
@@ -125,13 +102,3 @@ async def _pass_ms(channel: RpcChannel, nodes: int, batch: int, prefix: int) -> 
         if (measured.node_count, measured.batch_size) == (nodes, batch):
             return measured.seconds * 1000
     raise WorkerUnavailableError(f"the worker at {channel.address} did not measure what was asked")
-
-
-async def _round_trip_ms(channel: RpcChannel) -> float:
-    """Median milliseconds of a call that does nothing."""
-    seconds = []
-    for _ in range(ROUND_TRIPS):
-        started = time.perf_counter()
-        await channel.call(GET_INFO, None, timeout=INFO_SECONDS)
-        seconds.append(time.perf_counter() - started)
-    return median(seconds) * 1000

@@ -10,9 +10,10 @@ import structlog
 from redis.exceptions import RedisError
 
 from planner.estimator import PRIOR, distance, estimate
+from planner.found_worker import FoundWorker, find
 from planner.measurements import Measurements, Times
 from planner.planning import plan_trees
-from planner.profiler import FoundWorker, find, profile
+from planner.profiler import profile
 from sequoia.errors import NotReadyError, SequoiaError
 from sequoia.plans import REQUEST_CLASSES, Plan, PlanError, PlanStore, pair_name
 from sequoia.rpc.channel import RpcChannel
@@ -143,8 +144,7 @@ class PlannerService:
             "measured",
             target_ms=_table(measurements.target_ms),
             draft_ms=_table(measurements.draft_ms),
-            target_hop_ms=round(measurements.target_hop_ms, 3),
-            draft_hop_ms=round(measurements.draft_hop_ms, 3),
+            call_ms={batch: round(ms, 3) for batch, ms in measurements.call_ms.items()},
         )
         return measurements
 

@@ -39,7 +39,7 @@ class LaunchOptions:
     """What to run, and where clients reach it.
 
     Attributes:
-        threads: of the target on a CPU; 0 leaves it to torch.
+        threads: of each worker on a CPU; 0 leaves it to torch.
         replan_seconds: between the planner's looks at the statistics; None leaves it to the planner.
     """
 

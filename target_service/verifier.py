@@ -75,6 +75,11 @@ class Verifier(ModelWorker[VerifyTree, Verdict]):
                 f"{len(request.supports)} supports, {wanted} wanted", field="supports", limit=wanted
             )
 
+    def look_at(self, outputs: Sequence[PassOutput]) -> None:
+        """See `ModelWorker.look_at`."""
+        for output in outputs:
+            favourites(output.logits)
+
     def run_steps(self, steps: Sequence[Step]) -> list[tuple[Tree, Verdict]]:
         """See `ModelWorker.run_steps`."""
         started = time.perf_counter()

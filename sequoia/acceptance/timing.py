@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
-import torch
 
 from sequoia.runtime.cache import KVCache
+from sequoia.runtime.device import finish
 from sequoia.runtime.forward import TreeModel
 from sequoia.runtime.segment import Segment
 
@@ -62,16 +62,10 @@ def _repeatable(model: TreeModel, prefix: int, nodes: int) -> Callable[[], float
 
     def run() -> float:
         cache.keep(prefix, ())
-        _finish(model.device)
+        finish(model.device)
         started = time.perf_counter()
         model.forward([Segment(cache, [1] * nodes, positions, visible, key_positions)])
-        _finish(model.device)
+        finish(model.device)
         return time.perf_counter() - started
 
     return run
-
-
-def _finish(device: torch.device) -> None:
-    """Wait for what a GPU still computes; a CPU has finished when the call returns."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

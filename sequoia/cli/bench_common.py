@@ -49,7 +49,7 @@ Repetitions = Annotated[int, typer.Option(min=1, help="How often everything is t
 CpuThreads = Annotated[
     int,
     typer.Option(
-        envvar="SEQUOIA_THREADS", min=0, max=1024, help="Of the target; 0: torch's default."
+        envvar="SEQUOIA_THREADS", min=0, max=1024, help="Of every system; 0: torch's default."
     ),
 ]
 

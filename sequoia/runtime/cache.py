@@ -93,9 +93,9 @@ class LayerRows:
 
     def repeated(self, length: int) -> LayerRows:
         """See `Rows`."""
-        other = LayerRows()
-        other.keys = [tensor[:, :1].repeat(1, length, 1) for tensor in self.keys]
-        other.values = [tensor[:, :1].repeat(1, length, 1) for tensor in self.values]
+        other, capacity = LayerRows(), grown_capacity(0, length)
+        other.keys = [tensor[:, :1].repeat(1, capacity, 1) for tensor in self.keys]
+        other.values = [tensor[:, :1].repeat(1, capacity, 1) for tensor in self.values]
         return other
 
     def move(self, start: int, rows: Sequence[int]) -> None:
@@ -105,13 +105,16 @@ class LayerRows:
             tensor[:, start : start + len(rows)] = tensor[:, index]
 
 
-def grown_capacity(needed: int) -> int:
-    """Rows to allocate for `needed` ones; admission counts on no more."""
-    return -(-needed // GROWTH_ROWS) * GROWTH_ROWS
+def grown_capacity(capacity: int, needed: int) -> int:
+    """Rows to allocate for `needed` ones; an eighth more than before, to copy long texts seldom."""
+    rows = max(needed, capacity + capacity // 8)
+    return -(-rows // GROWTH_ROWS) * GROWTH_ROWS
 
 
 def _grown(tensor: Tensor, valid: int, needed: int) -> Tensor:
-    grown = tensor.new_zeros(tensor.shape[0], grown_capacity(needed), tensor.shape[2])
+    grown = tensor.new_zeros(
+        tensor.shape[0], grown_capacity(tensor.shape[1], needed), tensor.shape[2]
+    )
     grown[:, :valid] = tensor[:, :valid]
     return grown
 

@@ -17,6 +17,7 @@ import structlog
 import torch
 
 from sequoia.errors import NotReadyError
+from sequoia.runtime.rendezvous import Rendezvous
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +37,7 @@ class _Job:
     request: Any
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
+    gathers: bool = False
 
 
 class DeviceThread:
@@ -50,17 +52,23 @@ class DeviceThread:
         self._jobs: deque[_Job] = deque()
         self._last_run: BatchFunction[Any, Any] | None = None
         self._condition = Condition()
+        self._rendezvous = Rendezvous()
         self._stopping = False
         self._thread = Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     async def submit(
-        self, run: BatchFunction[Request, Reply], request: Request, key: str = ""
+        self,
+        run: BatchFunction[Request, Reply],
+        request: Request,
+        key: str = "",
+        gathers: bool = False,
     ) -> Reply:
         """Queue a request and wait for its reply.
 
         Requests with the same `run` may share a batch. Those with the same key never do, and keep
-        their order. A request whose caller was cancelled before its turn is dropped.
+        their order. A request whose caller was cancelled before its turn is dropped. Requests that
+        gather wait a moment for others whose keys were answered just now (see `Rendezvous`).
 
         Raises:
             NotReadyError: the thread has been stopped.
@@ -70,9 +78,17 @@ class DeviceThread:
         with self._condition:
             if self._stopping:
                 raise NotReadyError(STOPPED)
-            self._jobs.append(_Job(run, key, request, future, loop))
+            if gathers:
+                self._rendezvous.arrived(key)
+            self._jobs.append(_Job(run, key, request, future, loop, gathers))
             self._condition.notify()
         return await future
+
+    def forget(self, key: str) -> None:
+        """No longer wait for requests with a key."""
+        with self._condition:
+            self._rendezvous.forget(key)
+            self._condition.notify()
 
     async def run(self, function: Callable[[], Reply]) -> Reply:
         """Run a function on the thread, such as loading what the thread is to own.
@@ -100,6 +116,7 @@ class DeviceThread:
 
     def _run(self) -> None:
         while batch := self._next_batch():
+            started = self._rendezvous.clock()
             try:
                 with torch.inference_mode():
                     replies = batch[0].run([job.request for job in batch])
@@ -107,6 +124,9 @@ class DeviceThread:
             except Exception as error:
                 log.exception("batch failed", operation=str(batch[0].run), size=len(batch))
                 answers = [(job, error) for job in batch]
+            with self._condition:
+                seconds = self._rendezvous.clock() - started
+                self._rendezvous.answered([job.key for job in batch if job.gathers], seconds)
             for job, reply in answers:
                 job.loop.call_soon_threadsafe(_resolve, job.future, reply)
 
@@ -115,10 +135,22 @@ class DeviceThread:
             while True:
                 while not self._jobs and not self._stopping:
                     self._condition.wait()
+                self._gather()
                 if self._stopping:
                     return []
                 if batch := self._take():
                     return batch
+
+    def _gather(self) -> None:
+        """Let requests that gather, where no others wait, wait for company."""
+        since = self._rendezvous.clock()
+        while (
+            not self._stopping
+            and len(self._jobs) < self.batch_limit
+            and all(job.gathers for job in self._jobs)
+            and (seconds := self._rendezvous.patience(since)) > 0
+        ):
+            self._condition.wait(seconds)
 
     def _take(self) -> list[_Job]:
         """The next job and all that may run with it; the rest keeps its order."""
@@ -142,6 +174,12 @@ def _first_of_their_keys(jobs: Sequence[_Job]) -> list[_Job]:
             free.append(job)
         seen.add(job.key)
     return free
+
+
+def finish(device: torch.device) -> None:
+    """Wait for what a GPU still computes; a CPU has finished when a call returns."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _resolve(future: asyncio.Future[Any], reply: Any) -> None:

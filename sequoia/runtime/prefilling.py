@@ -14,12 +14,11 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import structlog
-import torch
 from torch import Tensor
 
 from sequoia.errors import CapacityError, SequoiaError, UnknownSessionError
 from sequoia.messages import Features, Prefill, Prefilled
-from sequoia.runtime.device import DeviceThread
+from sequoia.runtime.device import DeviceThread, finish
 from sequoia.runtime.features import pack_features
 from sequoia.runtime.forward import TreeModel
 from sequoia.runtime.pace import Pace
@@ -93,6 +92,8 @@ class Prefiller(Generic[Reply]):
             prompt = Prompt(request, session)
             while prompt.unread_count:
                 await self._device.submit(self._read, prompt, request.session_id)
+            if session.is_closing:
+                raise closed_meanwhile(session.session_id)
             return Prefilled(prompt.device_seconds, self._features_of(prompt))
 
     def _features_of(self, prompt: Prompt[Reply]) -> Features | None:
@@ -111,10 +112,7 @@ class Prefiller(Generic[Reply]):
             for prompt in prompts:
                 in_use.enter_context(self._sessions.holding(prompt.session))
                 if prompt.session.is_closing:
-                    failures[prompt] = UnknownSessionError(
-                        f"session {prompt.session.session_id} was closed during its prefill",
-                        session_id=prompt.session.session_id,
-                    )
+                    failures[prompt] = closed_meanwhile(prompt.session.session_id)
             if reading := [prompt for prompt in prompts if prompt not in failures]:
                 failures |= self._run_pass(reading, self._pace.token_budget())
                 failures |= self._make_room([p for p in reading if p not in failures])
@@ -143,8 +141,7 @@ class Prefiller(Generic[Reply]):
         for prompt, output in zip(prompts, outputs, strict=True):
             if self._wants_features(prompt):
                 prompt.features.append(pack_features(output.features))
-        if self._model.device.type == "cuda":  # which runs behind, and the pace must be true
-            torch.cuda.synchronize(self._model.device)
+        finish(self._model.device)  # the pace must be true
         seconds = self._pace.clock() - started
         self._pace.has_read(sum(len(segment.token_ids) for segment in segments), seconds)
         for prompt in prompts:
@@ -168,3 +165,9 @@ class Prefiller(Generic[Reply]):
                 failures[latest] = error
                 self._sessions.drop(latest.session)
         return failures
+
+
+def closed_meanwhile(session_id: str) -> UnknownSessionError:
+    """What becomes of a prefill whose session somebody has closed or replaced."""
+    message = f"session {session_id} was closed during its prefill"
+    return UnknownSessionError(message, session_id=session_id)

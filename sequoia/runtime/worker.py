@@ -30,9 +30,9 @@ from sequoia.messages import (
     WorkerInfo,
 )
 from sequoia.runtime.cache import KVCache
-from sequoia.runtime.device import DeviceThread
+from sequoia.runtime.device import DeviceThread, finish
 from sequoia.runtime.footprint import kv_bytes_per_token
-from sequoia.runtime.forward import TreeModel
+from sequoia.runtime.forward import PassOutput, TreeModel
 from sequoia.runtime.pace import Pace
 from sequoia.runtime.prefilling import Prefiller
 from sequoia.runtime.segment import Segment
@@ -169,7 +169,9 @@ class ModelWorker(ABC, Generic[Request, Reply]):
         """
         self.check(request)
         with self.pace.waiting_step():
-            return await self.device.submit(self._step_batch, request, request.header.session_id)
+            return await self.device.submit(
+                self._step_batch, request, request.header.session_id, gathers=True
+            )
 
     @abstractmethod
     def check(self, request: Request) -> None:
@@ -196,6 +198,10 @@ class ModelWorker(ABC, Generic[Request, Reply]):
                 self.model.context_length,
                 deepest,
             )
+
+    @abstractmethod
+    def look_at(self, outputs: Sequence[PassOutput]) -> None:
+        """Do with a pass's outputs what every step does, for the clock."""
 
     def check_in_session(self, session: Session[Reply], request: Request) -> None:
         """Raise a `SequoiaError` for a request that contradicts its session's settings."""
@@ -242,7 +248,7 @@ class ModelWorker(ABC, Generic[Request, Reply]):
             self.pace.has_stepped(self.pace.clock() - started)
         except Exception as error:
             for session, _ in steps:
-                self.sessions.close(session.session_id)
+                self.sessions.drop(session)
             log.exception("step failed", sessions=[s.session_id for s, _ in steps])
             return [SequoiaError(f"step failed: {error}")] * len(steps)
         try:
@@ -251,12 +257,13 @@ class ModelWorker(ABC, Generic[Request, Reply]):
             # The steps are done and their replies stand; what does not fit is rebuilt when it does.
             largest = max(steps, key=lambda step: step[0].cache.memory_bytes)[0]
             log.warning("session dropped", session_id=largest.session_id, error=error.message)
-            self.sessions.close(largest.session_id)
+            self.sessions.drop(largest)
         return [reply for _, reply in results]
 
     def close_session(self, session_id: str) -> None:
         """Free a session; an unknown one is not an error."""
         self.sessions.close(session_id)
+        self.device.forget(session_id)
 
     async def profile(self, spec: ProfileSpec) -> list[ForwardTime]:
         """Measure passes on scratch sessions.
@@ -305,8 +312,11 @@ class ModelWorker(ABC, Generic[Request, Reply]):
         if not self._scratch.length:
             self.model.prefill(self._scratch, [1])
         caches = [self._scratch.repeated(prefix) for _ in range(batch)]
+        finish(self.model.device)
         started = time.perf_counter()
-        self.model.forward([Segment.chain(cache, [1] * nodes) for cache in caches])
+        outputs = self.model.forward([Segment.chain(cache, [1] * nodes) for cache in caches])
+        self.look_at(outputs)
+        finish(self.model.device)
         return time.perf_counter() - started
 
 

@@ -141,7 +141,7 @@ async def test_a_plan_is_published_and_comes_into_force(
         await until(planner.channel.is_serving)
         plan = await planner.plan()
         assert {tree.request_class for tree in plan.trees} == set(REQUEST_CLASSES)
-        assert {tree.batch_size for tree in plan.trees} == {1, 2, 4, 8}
+        assert {tree.batch_size for tree in plan.trees} == {1, 2, 4, 8, 16}
         alone = plan.tree_for("greedy", 1)
         assert alone
         assert alone.topology.node_count > 1

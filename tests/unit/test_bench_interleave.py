@@ -9,7 +9,7 @@ import pytest
 from sequoia.bench.interleave import Spread, take_turns
 
 
-def test_the_first_system_rotates_and_results_keep_their_places() -> None:
+def test_the_order_changes_and_results_keep_their_places() -> None:
     """Every system meets every item as often, and the same place of two lists is the same item."""
     order: list[str] = []
 
@@ -32,7 +32,8 @@ def test_the_first_system_rotates_and_results_keep_their_places() -> None:
         "a": ["a1", "a2", "a3", "a1", "a2", "a3"],
         "b": ["b1", "b2", "b3", "b1", "b2", "b3"],
     }
-    assert order[:6] == ["a1", "b1", "b2", "a2", "a3", "b3"]
+    turns = [tuple(name[0] for name in order[i : i + 2]) for i in range(0, 12, 2)]
+    assert set(turns) == {("a", "b"), ("b", "a")}
     assert done[-1] == (6, 6)
 
 

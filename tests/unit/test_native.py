@@ -54,6 +54,9 @@ CONFIGS = {
         },
     ),
     "qwen2, with biases": Qwen2Config(**SIZES, num_attention_heads=6, num_key_value_heads=2),
+    "llama, tied": LlamaConfig(
+        **{**SIZES, "tie_word_embeddings": True}, num_attention_heads=3, num_key_value_heads=1
+    ),
     "mistral": MistralConfig(
         **SIZES, num_attention_heads=6, num_key_value_heads=2, head_dim=32, sliding_window=None
     ),

@@ -24,8 +24,7 @@ def measured(
     return Measurements(
         {(b, n): target_ms + per_token_ms * b * n for b in BATCH_SIZES for n in NODES},
         {(b, w): draft_ms + per_token_ms / 10 * b * w for b in BATCH_SIZES for w in WIDTHS},
-        hop_ms,
-        hop_ms,
+        dict.fromkeys(BATCH_SIZES, hop_ms),
         max_nodes=64,
     )
 
@@ -123,7 +122,9 @@ def test_each_class_has_its_own_vector() -> None:
 
 def test_limits_hold() -> None:
     """No tree has more nodes than the workers take, or more levels than allowed."""
-    measurements = Measurements({(1, 1): 30.0, (1, 2): 30.0}, {(1, 1): 0.1}, 0.0, 0.0, max_nodes=5)
+    measurements = Measurements(
+        {(1, 1): 30.0, (1, 2): 30.0}, {(1, 1): 0.1}, dict.fromkeys(BATCH_SIZES, 0.0), max_nodes=5
+    )
     topology = by_batch(measurements, max_levels=3)[1].topology
     assert topology.node_count == 5
     assert topology.level_count <= 3
@@ -132,7 +133,7 @@ def test_limits_hold() -> None:
 def test_only_loads_measured_on_both_workers_are_planned() -> None:
     """A load that one worker refuses to measure has no tree of its own."""
     measurements = Measurements(
-        {(1, 1): 30.0, (2, 1): 40.0}, {(1, 1): 1.0, (4, 1): 1.0}, 0.0, 0.0, max_nodes=8
+        {(1, 1): 30.0, (2, 1): 40.0}, {(1, 1): 1.0, (4, 1): 1.0}, {1: 0.0}, max_nodes=8
     )
     assert measurements.batch_sizes == (1,)
     assert {tree.batch_size for tree in plan_trees(measurements, SAME_FOR_ALL, 8)} == {1}
@@ -154,4 +155,4 @@ def test_unusable_measurements_are_refused(
 ) -> None:
     """Times from which no plan can be made are refused with the reason."""
     with pytest.raises(ValueError, match=message):
-        Measurements(target_ms, draft_ms, 0.0, 0.0, max_nodes=8)
+        Measurements(target_ms, draft_ms, dict.fromkeys(BATCH_SIZES, 0.0), max_nodes=8)

@@ -9,11 +9,20 @@ from typing import Any
 
 import pytest
 
-from planner.profiler import FoundWorker, doubling, find, profile
+from planner.found_worker import FoundWorker, find
+from planner.profiler import doubling, profile
 from sequoia.errors import InvalidArgumentError, NotReadyError, Reason, SequoiaError
-from sequoia.messages import ForwardTime, ProfileSpec, WorkerInfo
+from sequoia.messages import (
+    ForwardTime,
+    Prefill,
+    Prefilled,
+    ProfileSpec,
+    Verdict,
+    VerifyTree,
+    WorkerInfo,
+)
 from sequoia.rpc.channel import RpcChannel
-from sequoia.rpc.codec import GET_INFO, PROFILE
+from sequoia.rpc.codec import CLOSE_SESSION, GET_INFO, PREFILL, PROFILE, VERIFY_TREE
 from sequoia.rpc.server import RpcServer
 
 INFO = WorkerInfo("model", "", 100, 4096, "float32", "cpu", 8, 2**20, 0, 0, 1024, "one")
@@ -27,6 +36,8 @@ class FakeWorker:
         self.seconds = seconds
         self.batch_limit = batch_limit
         self.asked: list[tuple[int, int, int]] = []
+        self.sessions: set[str] = set()
+        self.steps: list[int] = []
         self.failure: SequoiaError | None = None
         self.hangs = False
         self.kill: Callable[[], Awaitable[None]]
@@ -48,6 +59,17 @@ class FakeWorker:
         self.asked.append((batch, nodes, prefix))
         return [ForwardTime(nodes, batch, prefix, self.seconds(batch, nodes))]
 
+    async def prefill(self, request: Prefill, _: Any) -> Prefilled:
+        self.sessions.add(request.session_id)
+        return Prefilled(0.0)
+
+    async def verify(self, request: VerifyTree, _: Any) -> Verdict:
+        self.steps.append(request.header.step)
+        return Verdict((7,), device_seconds=0.0)
+
+    async def close(self, session_id: str, _: Any) -> None:
+        self.sessions.remove(session_id)
+
     async def get_info(self, _request: None, _: Any) -> WorkerInfo:
         return INFO
 
@@ -58,6 +80,9 @@ async def served(worker: FakeWorker, info: WorkerInfo = INFO) -> AsyncIterator[F
     server = RpcServer()
     server.add_unary(PROFILE, worker.profile)
     server.add_unary(GET_INFO, worker.get_info)
+    server.add_unary(PREFILL, worker.prefill)
+    server.add_unary(VERIFY_TREE, worker.verify)
+    server.add_unary(CLOSE_SESSION, worker.close)
     channel = RpcChannel(f"127.0.0.1:{await server.start('127.0.0.1', 0)}")
     await server.set_serving(True)
     worker.kill = server.kill
@@ -70,19 +95,23 @@ async def served(worker: FakeWorker, info: WorkerInfo = INFO) -> AsyncIterator[F
 
 async def test_tables_cover_every_size_and_load() -> None:
     """Times come back in milliseconds by load and size, and round trips take some time."""
+    fake_target = FakeWorker(lambda batch, nodes: 0.03 * batch + 0.001 * nodes)
     async with (
         served(FakeWorker(lambda batch, nodes: 0.001 * batch + 0.0001 * nodes)) as draft,
-        served(FakeWorker(lambda batch, nodes: 0.03 * batch + 0.001 * nodes)) as target,
+        served(fake_target) as target,
     ):
         measured = await profile(draft, target, max_nodes=48, max_levels=8)
-    assert measured.batch_sizes == (1, 2, 4, 8)
+    assert measured.batch_sizes == (1, 2, 4, 8, 16)
     sizes = (1, 2, 4, 8, 16, 32, 48)
-    assert set(measured.target_ms) == {(b, n) for b in (1, 2, 4, 8) for n in sizes}
-    assert set(measured.draft_ms) == {(b, w) for b in (1, 2, 4, 8) for w in (1, 2, 4, 8, 16, 24)}
+    assert set(measured.target_ms) == {(b, n) for b in (1, 2, 4, 8, 16) for n in sizes}
+    assert set(measured.draft_ms) == {
+        (b, w) for b in (1, 2, 4, 8, 16) for w in (1, 2, 4, 8, 16, 24)
+    }
     assert measured.target_ms[4, 8] == pytest.approx(128.0)
     assert measured.draft_ms[2, 16] == pytest.approx(3.6)
-    assert measured.target_hop_ms > 0
-    assert measured.draft_hop_ms > 0
+    assert all(measured.call_ms[batch] > 0 for batch in measured.batch_sizes)
+    assert sorted(fake_target.steps) == sorted([*range(9)] * sum(measured.batch_sizes))
+    assert not fake_target.sessions
     assert measured.max_nodes == 48
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from sequoia.bench.forward.roofline import ModelSize, finish
+from sequoia.bench.forward.roofline import ModelSize
 from sequoia.runtime.cache import KVCache
 from sequoia.runtime.catalogue import default_draft, resolve
+from sequoia.runtime.device import finish
 from sequoia.runtime.forward import TreeModel
 from sequoia.runtime.pairing import load_draft_worker, load_target_worker
 from sequoia.runtime.segment import Segment

@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sequoia.runtime.device import finish
+
 BUFFER_BYTES = 2**30
 MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 MEASUREMENTS = 7
@@ -133,9 +135,3 @@ class LimitMeter:
             finish(self._device)
             seconds.append(time.perf_counter() - started)
         return min(seconds[1:])
-
-
-def finish(device: torch.device) -> None:
-    """Wait for what a GPU still computes; a CPU has finished when the call returns."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -10,427 +10,21 @@
 // Elements are float or bfloat16; a *unit* is the 32 bits that hold one of the first or two of the
 // second, and a multiply-add over units is the same operation for both.
 
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <condition_variable>
-#include <cstdint>
-#include <cstring>
-#include <functional>
+#include <exception>
 #include <limits>
-#include <memory>
-#include <mutex>
-#include <thread>
-#include <vector>
+#include <new>
+#include <type_traits>
 
-#if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512VL__) || !defined(__AVX512DQ__)
-#error "AVX-512 (F, BW, VL, DQ) is needed"
-#endif
-
-namespace {
-
-constexpr int kLanes = 16;       // numbers in a vector
-constexpr int kPanel = 32;       // output columns of a panel
-constexpr int kTileUnits = 16;   // units of depth in a tile
-constexpr int kTile = kTileUnits * kLanes;
-constexpr int kMatrixRows = 32;  // rows that the matrix unit takes at once
-constexpr int kVectorRows = 12;  // rows that the vector unit takes at once
-constexpr int kHeadGroup = 4;    // query heads that share the reading of a key
-constexpr int kTileKeys = 32;    // keys in a tile of weights
-constexpr int kLateKeys = 64;    // at least so many keys of a row are left to the vector unit
-constexpr int kChunk = 64;       // dimensions of a head that are mixed at once
-
-struct Float {
-  using Element = float;
-  static constexpr int kPerUnit = 1;
-  static Element from(float value) { return value; }
-  static float to(Element value) { return value; }
-  static void store(Element* out, __m512 values) { _mm512_storeu_ps(out, values); }
-  static __m512 dot(__m512 sum, __m512i weights, __m512i values) {
-    return _mm512_fmadd_ps(_mm512_castsi512_ps(weights), _mm512_castsi512_ps(values), sum);
-  }
-};
-
-struct Bfloat {
-  using Element = uint16_t;
-  static constexpr int kPerUnit = 2;
-  static Element from(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return static_cast<Element>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-  }
-  static float to(Element value) {
-    const uint32_t bits = static_cast<uint32_t>(value) << 16;
-    float result;
-    std::memcpy(&result, &bits, sizeof result);
-    return result;
-  }
-  static void store(Element* out, __m512 values) {
-    const __m512i bits = _mm512_castps_si512(values);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
-                        _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
-  }
-  static __m512 dot(__m512 sum, __m512i weights, __m512i values) {
-#ifdef __AVX512BF16__
-    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(weights),
-                            reinterpret_cast<__m512bh>(values));
-#else
-    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
-    const auto first = [](__m512i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16)); };
-    const auto second = [&](__m512i v) { return _mm512_castsi512_ps(_mm512_and_si512(v, upper)); };
-    return _mm512_fmadd_ps(second(weights), second(values),
-                           _mm512_fmadd_ps(first(weights), first(values), sum));
-#endif
-  }
-};
-
-inline __m512i load_units(const void* address) { return _mm512_loadu_si512(address); }
-
-inline __m512i broadcast_unit(const void* address) {
-  int32_t unit;
-  std::memcpy(&unit, address, sizeof unit);
-  return _mm512_set1_epi32(unit);
-}
-
-// e^x for x <= 0, about one unit in the last place off.
-inline __m512 exponential(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
-  const __m512 power = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)),
-                                            _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m512 rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(0.693359375f), x);
-  rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(-2.12194440e-4f), rest);
-  __m512 sum = _mm512_set1_ps(1.0f / 5040);
-  for (const float factor : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f})
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(factor));
-  return _mm512_scalef_ps(sum, power);
-}
-
-// ---------------------------------------------------------------------------------------- threads
-
-inline void pause_briefly(int round) {
-  if (round < 4000)
-    _mm_pause();
-  else
-    std::this_thread::yield();
-}
-
-// One operation of a pass, done piece by piece by whoever is free. It is over when every piece is done,
-// not when every thread has been there: a thread that the system has put aside holds nobody up.
-struct Work {
-  std::atomic<int> claimed{0};
-  std::atomic<int> finished{0};
-
-  template <class Do>
-  void take_part(int count, int threads, const Do& run) {
-    const int piece = std::max(1, count / (4 * threads));
-    for (int begin; (begin = claimed.fetch_add(piece, std::memory_order_relaxed)) < count;) {
-      const int end = std::min(begin + piece, count);
-      run(begin, end);
-      finished.fetch_add(end - begin, std::memory_order_acq_rel);
-    }
-    for (int round = 0; finished.load(std::memory_order_acquire) < count; ++round)
-      pause_briefly(round);
-  }
-};
-
-// Threads that sleep between passes. The caller's thread is the first of them.
-class Pool {
- public:
-  using Job = std::function<void()>;
-
-  explicit Pool(int size) : size_(size) {
-    for (int index = 1; index < size; ++index) threads_.emplace_back([this] { serve(); });
-  }
-  ~Pool() {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      stopping_ = true;
-    }
-    wake_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
-  }
-  int size() const { return size_; }
-
-  // Run the job on every thread that comes in time; it must end when its work is done.
-  void run(std::shared_ptr<Job> job) {
-    if (size_ > 1) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      job_ = job;
-      ++generation_;
-    }
-    wake_.notify_all();
-    (*job)();
-    std::lock_guard<std::mutex> lock(mutex_);
-    job_.reset();
-  }
-
- private:
-  void serve() {
-    for (uint64_t seen = 0;;) {
-      std::shared_ptr<Job> job;
-      {
-        std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [&] { return stopping_ || (job_ && generation_ != seen); });
-        if (stopping_) return;
-        seen = generation_;
-        job = job_;
-      }
-      (*job)();
-    }
-  }
-
-  const int size_;
-  std::vector<std::thread> threads_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::shared_ptr<Job> job_;
-  uint64_t generation_ = 0;
-  bool stopping_ = false;
-};
-
-// --------------------------------------------------------------------------------- matrix products
-
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
-constexpr bool kHasMatrixUnit = true;
-
-struct alignas(64) TileShapes {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t columns_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
-
-void take_matrix_unit() {
-  TileShapes shapes;
-  for (int tile = 0; tile < 8; ++tile) {
-    shapes.columns_bytes[tile] = 64;
-    shapes.rows[tile] = 16;
-  }
-  _tile_loadconfig(&shapes);
-}
-void release_matrix_unit() { _tile_release(); }
-
-inline void prefetch_tile(const uint32_t* tile) {
-  constexpr int kAhead = 8 * kTile;
-  for (int line = 0; line < kTileUnits; ++line)
-    _mm_prefetch(reinterpret_cast<const char*>(tile + kAhead + line * kLanes), _MM_HINT_T0);
-}
-
-// Sixteen rows by two panels, or thirty-two by one; `out` is [rows][panels * 32].
-template <int kRowTiles, int kPanels>
-void multiply_tiles(const uint16_t* a, int stride, const uint32_t* panel, int tiles, float* out) {
-  static_assert(kRowTiles * kPanels <= 2, "eight tiles in all");
-  const size_t panel_size = size_t{2} * tiles * kTile;
-  _tile_zero(0);
-  _tile_zero(1);
-  if constexpr (kRowTiles * kPanels == 2) {
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-  for (int depth = 0; depth < tiles; ++depth) {
-    const uint32_t* b = panel + size_t{2} * depth * kTile;
-    _tile_loadd(4, a + depth * 2 * kTileUnits, stride * 2);
-    if constexpr (kRowTiles == 2) _tile_loadd(5, a + size_t{16} * stride + depth * 2 * kTileUnits, stride * 2);
-    prefetch_tile(b);
-    _tile_loadd(6, b, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    if constexpr (kRowTiles == 2) _tile_dpbf16ps(2, 5, 6);
-    prefetch_tile(b + kTile);
-    _tile_loadd(7, b + kTile, 64);
-    _tile_dpbf16ps(1, 4, 7);
-    if constexpr (kRowTiles == 2) _tile_dpbf16ps(3, 5, 7);
-    if constexpr (kPanels == 2) {
-      prefetch_tile(b + panel_size);
-      _tile_loadd(6, b + panel_size, 64);
-      _tile_dpbf16ps(2, 4, 6);
-      prefetch_tile(b + panel_size + kTile);
-      _tile_loadd(7, b + panel_size + kTile, 64);
-      _tile_dpbf16ps(3, 4, 7);
-    }
-  }
-  constexpr int kStride = kPanel * kPanels;
-  _tile_stored(0, out, kStride * 4);
-  _tile_stored(1, out + 16, kStride * 4);
-  if constexpr (kPanels == 2) {
-    _tile_stored(2, out + 32, kStride * 4);
-    _tile_stored(3, out + 48, kStride * 4);
-  }
-  if constexpr (kRowTiles == 2) {
-    _tile_stored(2, out + 16 * kStride, kStride * 4);
-    _tile_stored(3, out + 16 * kStride + 16, kStride * 4);
-  }
-}
-
-bool ask_for_matrix_unit() {
-  constexpr int kAskPermission = 0x1023, kTileData = 18;
-  return syscall(SYS_arch_prctl, kAskPermission, kTileData) == 0;
-}
-#else
-constexpr bool kHasMatrixUnit = false;
-void take_matrix_unit() {}
-void release_matrix_unit() {}
-bool ask_for_matrix_unit() { return false; }
-#endif
-
-bool matrix_unit_allowed() {
-  static const bool allowed = kHasMatrixUnit && ask_for_matrix_unit();
-  return allowed;
-}
-
-// A few rows by one panel on the vector unit; `out` is [rows][stride].
-template <class T, int kRows>
-void multiply_rows(const typename T::Element* a, int stride, const uint32_t* panel, int tiles,
-                   float* out, int out_stride) {
-  __m512 sums[kRows][2];
-  for (auto& row : sums) row[0] = row[1] = _mm512_setzero_ps();
-  for (int depth = 0; depth < tiles; ++depth) {
-    const uint32_t* b = panel + size_t{2} * depth * kTile;
-    for (int unit = 0; unit < kTileUnits; ++unit, b += kLanes) {
-      const __m512i left = load_units(b), right = load_units(b + kTile);
-      _mm_prefetch(reinterpret_cast<const char*>(b + 8 * kTile), _MM_HINT_T0);
-      _mm_prefetch(reinterpret_cast<const char*>(b + 9 * kTile), _MM_HINT_T0);
-#pragma GCC unroll 12
-      for (int row = 0; row < kRows; ++row) {
-        const __m512i value =
-            broadcast_unit(a + size_t(row) * stride + (depth * kTileUnits + unit) * T::kPerUnit);
-        sums[row][0] = T::dot(sums[row][0], left, value);
-        sums[row][1] = T::dot(sums[row][1], right, value);
-      }
-    }
-  }
-  for (int row = 0; row < kRows; ++row) {
-    _mm512_storeu_ps(out + row * out_stride, sums[row][0]);
-    _mm512_storeu_ps(out + row * out_stride + kLanes, sums[row][1]);
-  }
-}
-
-template <class T, int kRows = kVectorRows>
-void multiply_some_rows(int rows, const typename T::Element* a, int stride, const uint32_t* panel,
-                        int tiles, float* out, int out_stride) {
-  if constexpr (kRows > 0) {
-    if (rows == kRows)
-      multiply_rows<T, kRows>(a, stride, panel, tiles, out, out_stride);
-    else
-      multiply_some_rows<T, kRows - 1>(rows, a, stride, panel, tiles, out, out_stride);
-  }
-}
-
-}  // namespace
-
-// ------------------------------------------------------------------------- what Python hands over
-
-extern "C" {
-
-struct Linear {
-  const uint32_t* packed;  // panels of tiles; see pack
-  const float* bias;       // [outputs], or null
-  int32_t inputs, outputs;
-};
-
-struct Layer {
-  Linear qkv, attention_output, gate_up, down;
-  const float* input_norm;      // [hidden]
-  const float* attention_norm;  // [hidden]
-};
-
-struct Decoder {
-  int32_t layer_count, hidden, heads, kv_heads, head_dim, ffn, vocabulary, is_bfloat;
-  float norm_epsilon, attention_scale;
-  const Layer* layers;
-  const float* final_norm;  // [hidden]
-  Linear head;
-  Linear fusion;  // of a draft that reads features; packed is null where there is none
-  const void* embedding;  // elements [tokens][embedding_size]
-  int32_t embedding_size;
-};
-
-struct Segment {
-  void* cache;               // [layers][keys, values][kv_heads][capacity][head_dim], in blocks
-  const uint8_t* visible;    // [rows][visible_stride]
-  int64_t visible_stride;    // at least the valid rows and the new ones
-  int32_t capacity, length, rows;
-};
-
-struct Pass {
-  int32_t segment_count, rows, with_logits, feature_size;
-  const Segment* segments;
-  const int32_t* token_ids;
-  const int32_t* positions;
-  const float* cosines;        // [positions][head_dim]
-  const float* sines;          // the same
-  const float* read_features;  // [rows][feature_size], where the fusion reads any
-  float* features;             // [rows][hidden]
-  float* logits;               // [rows][vocabulary]
-};
-
-}  // extern "C"
+#include "model.h"
+#include "products.h"
+#include "threads.h"
+#include "units.h"
 
 namespace {
 
-// The keys that a row sees: 0, 1, ... up to `lead`, and then some more in their order.
-struct Sight {
-  const Segment* segment;
-  int row;  // in the cache
-  int lead;
-  std::vector<int> tail;
-  int count() const { return lead + static_cast<int>(tail.size()); }
-};
-
-std::vector<Sight> see(const Pass& pass) {
-  std::vector<Sight> sights;
-  sights.reserve(pass.rows);
-  for (int index = 0; index < pass.segment_count; ++index) {
-    const Segment& segment = pass.segments[index];
-    const int keys = segment.length + segment.rows;
-    for (int row = 0; row < segment.rows; ++row) {
-      const uint8_t* visible = segment.visible + row * segment.visible_stride;
-      const auto* hidden = static_cast<const uint8_t*>(std::memchr(visible, 0, keys));
-      Sight sight{&segment, segment.length + row, hidden ? int(hidden - visible) : keys, {}};
-      for (int key = sight.lead; key < keys; ++key)
-        if (visible[key]) sight.tail.push_back(key);
-      sights.push_back(std::move(sight));
-    }
-  }
-  return sights;
-}
-
-// Where a session's keys and values lie. Keys stand in blocks of sixteen, unit by unit, so that one
-// vector holds the same unit of sixteen keys; values in groups of as many keys as fill a unit.
-template <class T>
-struct CacheView {
-  using Element = typename T::Element;
-  Element* keys;
-  Element* values;
-  int head_dim;
-
-  CacheView(const Decoder& decoder, const Segment& segment, int layer, int head)
-      : head_dim(decoder.head_dim) {
-    const size_t plane = size_t(segment.capacity) * head_dim;
-    keys = static_cast<Element*>(segment.cache) +
-           (size_t(layer) * 2 * decoder.kv_heads + head) * plane;
-    values = keys + size_t(decoder.kv_heads) * plane;
-  }
-  Element& key(int row, int dim) const { return keys[key_offset(row, dim, head_dim)]; }
-  Element& value(int row, int dim) const { return values[value_offset(row, dim, head_dim)]; }
-
-  static size_t key_offset(int row, int dim, int head_dim) {
-    const int unit = dim / T::kPerUnit;
-    return size_t(row / kLanes) * kLanes * head_dim +
-           (size_t(unit) * kLanes + row % kLanes) * T::kPerUnit + dim % T::kPerUnit;
-  }
-  static size_t value_offset(int row, int dim, int head_dim) {
-    return (size_t(row / T::kPerUnit) * head_dim + dim) * T::kPerUnit + row % T::kPerUnit;
-  }
-};
-
-int padded(int count, int multiple) { return (count + multiple - 1) / multiple * multiple; }
-
-// Memory of one thread, and the part of a pass that it does.
+// Memory of one thread, all taken at the beginning, and the part of a pass that it does.
 template <class T>
 class Runner {
  public:
@@ -451,7 +45,8 @@ class Runner {
     std::vector<float> residual, projected;     // [rows][hidden], [rows][queries, keys, values]
     std::vector<Element> normed, queries, attended, activated, fused;
     std::vector<typename Runner::Block> blocks;
-    int widest = 0;  // keys that any row sees
+    int widest = 0;        // keys that any row sees
+    int longest_tail = 0;  // keys of it that are scattered
     bool attends_by_matrix = false;
 
     Shared(const Decoder& decoder, const Pass& pass, int threads)
@@ -466,7 +61,10 @@ class Runner {
       attended.resize(size_t(rows_padded) * query_size);
       activated.resize(size_t(rows_padded) * decoder.ffn);
       if (decoder.fusion.packed) fused.resize(size_t(rows_padded) * decoder.fusion.inputs);
-      for (const Sight& sight : sights) widest = std::max(widest, sight.count());
+      for (const Sight& sight : sights) {
+        widest = std::max(widest, sight.count());
+        longest_tail = std::max(longest_tail, static_cast<int>(sight.tail.size()));
+      }
       const int group = decoder.heads / decoder.kv_heads;
       attends_by_matrix = T::kPerUnit == 2 && matrix_unit_allowed() && group <= kTileUnits &&
                           decoder.head_dim % kTileKeys == 0;
@@ -489,6 +87,8 @@ class Runner {
     inverse_.resize(queries);
     matrix_queries_.resize(size_t(kTileUnits) * d_.head_dim);
     turned_.resize(d_.head_dim);
+    tail_keys_.resize(size_t(padded(s_.longest_tail, kLanes)) * d_.head_dim);
+    tail_values_.resize(size_t(padded(s_.longest_tail + T::kPerUnit, kLanes)) * d_.head_dim);
   }
 
   void run() {
@@ -826,7 +426,6 @@ class Runner {
   // Bring what is seen behind the leading keys together, in blocks as in the cache.
   void gather_tail_keys(const Sight& sight, const CacheView<T>& cache) {
     const int count = static_cast<int>(sight.tail.size()), dim = d_.head_dim;
-    tail_keys_.resize(size_t(padded(count, kLanes)) * dim);
     for (int index = 0; index < count; ++index)
       for (int at = 0; at < dim; at += T::kPerUnit)
         std::memcpy(&tail_keys_[CacheView<T>::key_offset(index, at, dim)],
@@ -838,7 +437,6 @@ class Runner {
     if (sight.tail.empty()) return;
     const int over = sight.lead % T::kPerUnit, dim = d_.head_dim;
     const int count = static_cast<int>(sight.tail.size()) + over;
-    tail_values_.resize(size_t(padded(count, kLanes)) * dim);
     for (int index = 0; index < count; ++index) {
       const int row = index < over ? sight.lead - over + index : sight.tail[index - over];
       for (int at = 0; at < dim; ++at)
@@ -907,7 +505,7 @@ class Runner {
     __m512 sum = _mm512_setzero_ps();
     for (int key = 0; key < end; key += kLanes) {
       const __m512 score = _mm512_loadu_ps(scores + key);
-      const __mmask16 is_key = _mm512_cmp_ps_mask(score, _mm512_set1_ps(-infinity), _CMP_GT_OQ);
+      const __mmask16 is_key = _mm512_cmp_ps_mask(score, _mm512_set1_ps(-infinity), _CMP_NLE_UQ);
       const __m512 value = _mm512_maskz_mov_ps(is_key, exponential(_mm512_sub_ps(score, top)));
       sum = _mm512_add_ps(sum, value);
       T::store(key < matrix ? weights + key : late + key - matrix, value);
@@ -982,53 +580,32 @@ void run_pass(const Decoder& decoder, const Pass& pass, Pool& pool) {
   using Shared = typename Runner<T>::Shared;
   // A thread that comes late looks at what is shared after the pass is over.
   const auto shared = std::make_shared<Shared>(decoder, pass, pool.size());
-  pool.run(std::make_shared<Pool::Job>([shared] { Runner<T>(*shared).run(); }));
-}
-
-// Tiles in the order in which a product reads them: [panel][depth][left, right][unit][column].
-template <class T>
-void pack_weight(const typename T::Element* weight, int outputs, int inputs, uint32_t* packed) {
-  const int tiles = inputs / (kTileUnits * T::kPerUnit);
-  for (int panel = 0; panel < padded(outputs, kPanel) / kPanel; ++panel)
-    for (int depth = 0; depth < tiles; ++depth)
-      for (int side = 0; side < 2; ++side)
-        for (int unit = 0; unit < kTileUnits; ++unit)
-          for (int lane = 0; lane < kLanes; ++lane, ++packed) {
-            const int output = panel * kPanel + side * kLanes + lane;
-            const int input = (depth * kTileUnits + unit) * T::kPerUnit;
-            if (output < outputs)
-              std::memcpy(packed, weight + size_t(output) * inputs + input, 4);
-            else
-              *packed = 0;
-          }
-}
-
-// Move rows of a cache towards its beginning: rows[i] becomes row start + i.
-template <class T>
-void move_rows(const Decoder& decoder, const Segment& segment, int start, const int32_t* rows,
-               int count) {
-  for (int layer = 0; layer < decoder.layer_count; ++layer)
-    for (int head = 0; head < decoder.kv_heads; ++head) {
-      const CacheView<T> cache(decoder, segment, layer, head);
-      for (int index = 0; index < count; ++index) {
-        if (rows[index] == start + index) continue;
-        for (int at = 0; at < decoder.head_dim; ++at) {
-          cache.key(start + index, at) = cache.key(rows[index], at);
-          cache.value(start + index, at) = cache.value(rows[index], at);
-        }
-      }
+  const auto runner = std::make_shared<Runner<T>>(*shared);  // the caller's own: without it, no pass
+  const auto caller = std::this_thread::get_id();
+  pool.run(std::make_shared<Pool::Job>([shared, runner, caller] {
+    if (std::this_thread::get_id() == caller) return runner->run();
+    try {
+      Runner<T>(*shared).run();
+    } catch (const std::bad_alloc&) {
+      // A thread without memory stays out; it has taken no work yet.
     }
+  }));
 }
 
 }  // namespace
 
 extern "C" {
 
-void* sequoia_new_pool(int threads) { return new Pool(threads); }
+// Null where the system gives no more threads or memory.
+void* sequoia_new_pool(int threads) {
+  try {
+    return new Pool(threads);
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
 
 void sequoia_free_pool(void* pool) { delete static_cast<Pool*>(pool); }
-
-int sequoia_uses_matrix_unit() { return matrix_unit_allowed(); }
 
 void sequoia_pack(int is_bfloat, const void* weight, int outputs, int inputs, uint32_t* packed) {
   if (is_bfloat)
@@ -1037,11 +614,17 @@ void sequoia_pack(int is_bfloat, const void* weight, int outputs, int inputs, ui
     pack_weight<Float>(static_cast<const float*>(weight), outputs, inputs, packed);
 }
 
-void sequoia_run(const Decoder* decoder, const Pass* pass, void* pool) {
-  if (decoder->is_bfloat)
-    run_pass<Bfloat>(*decoder, *pass, *static_cast<Pool*>(pool));
-  else
-    run_pass<Float>(*decoder, *pass, *static_cast<Pool*>(pool));
+// Whether there was memory for the pass.
+bool sequoia_run(const Decoder* decoder, const Pass* pass, void* pool) {
+  try {
+    if (decoder->is_bfloat)
+      run_pass<Bfloat>(*decoder, *pass, *static_cast<Pool*>(pool));
+    else
+      run_pass<Float>(*decoder, *pass, *static_cast<Pool*>(pool));
+    return true;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
 }
 
 void sequoia_move_rows(const Decoder* decoder, const Segment* segment, int start,

@@ -34,14 +34,18 @@ class NativeDecoder:
         if reason := misfit(model, fusion):
             raise NativeUnavailableError(reason)
         self._library = library()
+        pool = self._library.sequoia_new_pool(threads)
+        if pool is None:
+            raise NativeUnavailableError(f"the system gives no {threads} threads")
+        self._pool = ctypes.c_void_p(pool)
+        # Not at the process's exit: a pass may be running then, and the system frees it all.
+        weakref.finalize(self, self._library.sequoia_free_pool, self._pool).atexit = False
         self._rotation = _Rotation(model.model.rotary_emb)
         self._weights = PackedWeights(self._library, model, fusion)
         self._decoder = d = self._weights.decoder
         self._feature_size = d.fusion.inputs - d.embedding_size if fusion is not None else 0
         memory = torch.empty(d.layer_count, 2, d.kv_heads, 0, d.head_dim, dtype=model.dtype)
         self._empty = BlockRows(memory, self._move)
-        self._pool = ctypes.c_void_p(self._library.sequoia_new_pool(threads))
-        weakref.finalize(self, self._library.sequoia_free_pool, self._pool)
 
     def run(self, segments: Sequence[Segment], with_logits: bool) -> tuple[Tensor, Tensor]:
         """One pass; the caches' new rows become valid.
@@ -53,6 +57,9 @@ class NativeDecoder:
         Returns:
             fp32 logits `[rows, output rows]`, of no rows without logits, and features
             `[rows, hidden]`; the rows of all segments, one behind the other.
+
+        Raises:
+            MemoryError: not enough for the pass; the caches are as they were.
         """
         token_ids = [token_id for segment in segments for token_id in segment.token_ids]
         positions = [position for segment in segments for position in segment.positions]
@@ -77,7 +84,8 @@ class NativeDecoder:
                 for t in (cosines, sines, read, features, logits)
             ),
         )
-        self._library.sequoia_run(ctypes.byref(decoder), ctypes.byref(one), self._pool)
+        if not self._library.sequoia_run(ctypes.byref(decoder), ctypes.byref(one), self._pool):
+            raise MemoryError(f"no memory for a pass over {rows} tokens")
         for segment in segments:
             segment.cache.length += len(segment.token_ids)
         return logits, features
@@ -95,6 +103,8 @@ class NativeDecoder:
 
     def _share(self, segment: Segment, visible: NDArray[np.bool_]) -> c.Segment:
         cache, count = segment.cache, len(segment.token_ids)
+        if not count or visible.shape != (count, cache.length + count):
+            raise ValueError(f"{count} rows behind {cache.length} cannot see {visible.shape}")
         rows = BlockRows.of(cache, cache.length + count, self._empty)
         memory, seen = c.address(rows.memory), visible.ctypes.data
         return c.Segment(memory, seen, visible.shape[1], rows.capacity, cache.length, count)

@@ -19,7 +19,18 @@ from sequoia.runtime.catalogue import cache_folder
 log = structlog.get_logger(__name__)
 
 SOURCE = Path(__file__).with_name("decoder.cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-pthread", "-w")
+HEADERS = tuple(sorted(SOURCE.parent.glob("*.h")))
+# No contraction: a sum must be rounded alike wherever the compiler vectorises it and where not.
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-ffp-contract=off",
+    "-std=c++17",
+    "-shared",
+    "-fPIC",
+    "-pthread",
+    "-w",
+)
 COMPILE_SECONDS = 300
 
 
@@ -41,14 +52,28 @@ def library() -> ctypes.CDLL:
         raise NativeUnavailableError("no C++ compiler: install g++, or name one in CXX")
     path = cache_folder() / "native" / f"decoder-{_fingerprint(compiler)}.so"
     try:
-        if not path.is_file():
-            _compile(compiler, path)
-        loaded = ctypes.CDLL(str(path))
+        loaded = _load(compiler, path)
     except OSError as error:
         raise NativeUnavailableError(f"{path}: {error}") from error
     loaded.sequoia_new_pool.restype = ctypes.c_void_p
+    loaded.sequoia_run.restype = ctypes.c_bool
     loaded.sequoia_free_pool.argtypes = [ctypes.c_void_p]
     return loaded
+
+
+def _load(compiler: str, path: Path) -> ctypes.CDLL:
+    """What was compiled before, or is now; a broken file is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = path.parent.stat()
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise NativeUnavailableError(f"{path.parent} is code that others can write: chmod go-w it")
+    if path.is_file():
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError as error:
+            log.warning("native engine broken, compiling it again", error=str(error))
+    _compile(compiler, path)
+    return ctypes.CDLL(str(path))
 
 
 def _fingerprint(compiler: str) -> str:
@@ -58,7 +83,8 @@ def _fingerprint(compiler: str) -> str:
     except OSError as error:
         raise NativeUnavailableError(f"{compiler}: {error}") from error
     digest = hashlib.sha256(version)
-    digest.update(SOURCE.read_bytes())
+    for path in (SOURCE, *HEADERS):
+        digest.update(path.read_bytes())
     digest.update(" ".join(FLAGS).encode())
     digest.update(_processor().encode())
     return digest.hexdigest()[:16]
@@ -74,7 +100,6 @@ def _processor() -> str:
 
 
 def _compile(compiler: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         try:

@@ -52,7 +52,7 @@ class BlockRows:
     def grown(self, needed: int) -> BlockRows:
         """The same rows in more memory. What was never written must be finite, so it is zero."""
         *before, _, head_dim = self.memory.shape
-        memory = self.memory.new_zeros(*before, grown_capacity(needed), head_dim)
+        memory = self.memory.new_zeros(*before, grown_capacity(self.capacity, needed), head_dim)
         memory[..., : self.capacity, :] = self.memory
         return BlockRows(memory, self._move)
 
@@ -63,7 +63,7 @@ class BlockRows:
     def repeated(self, length: int) -> BlockRows:
         """See `Rows`."""
         *before, _, head_dim = self.memory.shape
-        capacity = grown_capacity(length)
+        capacity = grown_capacity(0, length)
         memory = self.memory.new_empty(*before, capacity, head_dim)
         per_unit = 4 // self.memory.element_size()
         blocks = capacity // BLOCK_ROWS

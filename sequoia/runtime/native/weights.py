@@ -1,4 +1,4 @@
-"""A model's weights, packed for the compiled engine and held once."""
+"""A model's weights, packed for the compiled engine."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from sequoia.runtime.native import structures as c
+from sequoia.runtime.native.library import NativeUnavailableError
 from sequoia.runtime.native.support import PANEL
 
 
 class PackedWeights:
     """Takes over every weight of a model, and gives the model's own memory of it back.
 
-    The embedding stays as it is.
+    The embedding stays as it is, beside the packed head where the two are tied.
     """
 
     def __init__(self, library: ctypes.CDLL, model: Any, fusion: nn.Linear | None) -> None:
@@ -114,7 +115,10 @@ class _Arena:
         linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
         elements = sum((len(linear.weight) + PANEL) * linear.in_features for linear in linears)
         size = elements * dtype.itemsize  # pages count once they are written
-        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise NativeUnavailableError(f"no memory for {size} bytes of weights") from error
         with contextlib.suppress(AttributeError, OSError):  # a system without huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
         self._left = torch.frombuffer(memory, dtype=dtype)
