@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -243,3 +244,25 @@ async def test_stopping_refuses_what_still_waits(model: Model) -> None:
     refusals = await asyncio.gather(*waiting, return_exceptions=True)
     assert {type(refusal) for refusal in refusals} == {NotReadyError}
     assert model.batches == []
+
+
+async def test_streams_that_took_turns_come_to_share_passes() -> None:
+    """Each would arrive during the other's pass for ever; a pass that waits a little has both."""
+    device = DeviceThread("device", 8)
+    sizes: list[int] = []
+
+    def run(requests: Sequence[int]) -> list[int | Exception]:
+        time.sleep(0.03)
+        sizes.append(len(requests))
+        return list(requests)
+
+    async def stream(key: str, delay: float) -> None:
+        await asyncio.sleep(delay)
+        for number in range(12):
+            await device.submit(run, number, key, gathers=True)
+            await asyncio.sleep(0.002)
+
+    await asyncio.gather(stream("a", 0.0), stream("b", 0.015))
+    device.stop()
+    assert sizes[0] == 1
+    assert sizes.count(2) >= 8
