@@ -148,7 +148,7 @@ class DeviceThread:
             not self._stopping
             and len(self._jobs) < self.batch_limit
             and all(job.gathers for job in self._jobs)
-            and (seconds := self._rendezvous.patience(since)) > 0
+            and (seconds := self._rendezvous.patience(len(self._jobs), since)) > 0
         ):
             self._condition.wait(seconds)
 

@@ -44,10 +44,11 @@ class Rendezvous:
         """A session has ended."""
         self._answered_at.pop(session_id, None)
 
-    def patience(self, waiting_since: float) -> float:
-        """Seconds that steps which wait since then should still wait for others.
+    def patience(self, waiting_count: int, waiting_since: float) -> float:
+        """Seconds that so many steps, the first of them here since then, should still wait for others.
 
-        No longer than a pass takes: a second pass would be over by then.
+        Not once most are here: those who wait would lose more than the rest gains. And no longer than
+        a pass takes: a second pass would be over by then.
         """
         if self.gap_seconds is None:
             return 0.0
@@ -55,5 +56,7 @@ class Rendezvous:
         self._answered_at = {
             session_id: at for session_id, at in self._answered_at.items() if at + longest > now
         }
+        if len(self._answered_at) < waiting_count:
+            return 0.0
         latest = max(self._answered_at.values(), default=now - longest)
         return max(min(latest + longest, waiting_since + self._pass_seconds) - now, 0.0)

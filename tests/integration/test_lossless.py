@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from tests.tiny import word_pair
 WORDS = 6
 PROMPT = (3,)
 IN_FLIGHT = 48
+# Enumeration proves the rule; this is about the way through the service. 20,000 take ten minutes.
+SAMPLES = int(os.environ.get("LOSSLESS_SAMPLES", "6000"))
 TREE = (-1, 0, 0, 1, 1, 2)
 
 
@@ -69,11 +72,11 @@ async def sampled_pairs(
 @pytest.mark.parametrize(
     ("temperature", "top_p", "seeded", "samples"),
     [
-        (0.6, 1.0, False, 20_000),
-        (1.0, 1.0, False, 20_000),
-        (0.6, 0.8, False, 20_000),
-        (1.0, 0.8, False, 20_000),
-        (1.0, 0.8, True, 4_000),  # the coupled rule
+        (0.6, 1.0, False, SAMPLES),
+        (1.0, 1.0, False, SAMPLES),
+        (0.6, 0.8, False, SAMPLES),
+        (1.0, 0.8, False, SAMPLES),
+        (1.0, 0.8, True, SAMPLES // 3),  # the coupled rule
     ],
 )
 async def test_sampled_pairs_follow_the_target(

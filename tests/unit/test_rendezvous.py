@@ -28,7 +28,7 @@ def test_nobody_is_waited_for_before_anybody_came_back() -> None:
     clock = Clock()
     rendezvous = Rendezvous(clock)
     rendezvous.answered(["a"], 0.01)
-    assert rendezvous.patience(clock.now) == 0.0
+    assert rendezvous.patience(1, clock.now) == 0.0
 
 
 def test_a_session_that_was_just_answered_is_waited_for() -> None:
@@ -36,23 +36,23 @@ def test_a_session_that_was_just_answered_is_waited_for() -> None:
     clock = Clock()
     rendezvous = after_one_round(clock)
     rendezvous.answered(["a"], 0.01)  # while b came
-    assert abs(rendezvous.patience(clock.now) - PATIENCE * 0.002) < 1e-9
+    assert abs(rendezvous.patience(1, clock.now) - PATIENCE * 0.002) < 1e-9
     clock.now += 0.0021
-    assert rendezvous.patience(clock.now - 0.0021) > 0
+    assert rendezvous.patience(1, clock.now - 0.0021) > 0
     clock.now += 0.001
-    assert rendezvous.patience(clock.now - 0.0031) == 0.0
-    assert rendezvous.patience(clock.now) == 0.0
+    assert rendezvous.patience(1, clock.now - 0.0031) == 0.0
+    assert rendezvous.patience(1, clock.now) == 0.0
 
 
 def test_those_who_are_here_or_have_ended_are_not_waited_for() -> None:
     """A stream alone never waits."""
     clock = Clock()
     rendezvous = after_one_round(clock)
-    assert rendezvous.patience(clock.now) == 0.0
+    assert rendezvous.patience(1, clock.now) == 0.0
     rendezvous.answered(["a", "b"], 0.01)
     rendezvous.arrived("a")
     rendezvous.forget("b")
-    assert rendezvous.patience(clock.now) == 0.0
+    assert rendezvous.patience(1, clock.now) == 0.0
 
 
 def test_no_wait_is_longer_than_a_pass() -> None:
@@ -61,9 +61,22 @@ def test_no_wait_is_longer_than_a_pass() -> None:
     rendezvous = after_one_round(clock, gap=0.02, pass_seconds=0.003)
     rendezvous.answered(["a"], 0.003)
     since = clock.now
-    assert abs(rendezvous.patience(since) - 0.003) < 1e-9
+    assert abs(rendezvous.patience(1, since) - 0.003) < 1e-9
     clock.now += 0.003
-    assert rendezvous.patience(since) == 0.0
+    assert rendezvous.patience(1, since) == 0.0
+
+
+def test_most_do_not_wait_for_the_rest() -> None:
+    """Two wait for two, three do not wait for one."""
+    clock = Clock()
+    rendezvous = after_one_round(clock)
+    rendezvous.answered(["a", "b", "c", "d"], 0.01)
+    assert rendezvous.patience(4, clock.now) > 0
+    rendezvous.arrived("a")
+    rendezvous.arrived("b")
+    assert rendezvous.patience(2, clock.now) > 0
+    rendezvous.arrived("c")
+    assert rendezvous.patience(3, clock.now) == 0.0
 
 
 def test_the_gap_follows_what_is_seen() -> None:
