@@ -151,7 +151,7 @@ def test_bad_input_is_refused_by_name(
 def test_peers_compares_the_built_in_pair(tmp_path: Path) -> None:
     """All systems of this machine have a row, ratios follow from rows, and greedy texts agree."""
     command = [sys.executable, "-m", "sequoia", "bench", "peers", "--json", "--dtype", "float32"]
-    command += ["--prompt-count", "2", "--max-new-tokens", "8", "--repetitions", "1"]
+    command += ["--prompt-count", "1", "--max-new-tokens", "6", "--repetitions", "1"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path)],
         capture_output=True,
