@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-
-import typer
+from functools import cache
 
 from coordinator.prompt import PromptReader, RequestLimits
 from draft_service.grower import Grower
@@ -21,6 +20,7 @@ from sequoia.acceptance.rules import RuleName
 from sequoia.acceptance.timing import time_passes
 from sequoia.acceptance.walk import Walker
 from sequoia.cli.acceptance_report import Report
+from sequoia.cli.session import say
 from sequoia.errors import PromptTooLongError
 from sequoia.generation import ChatMessage, GenerationRequest
 from sequoia.messages import Features
@@ -49,7 +49,7 @@ class Measurement:
         self, prompts: Sequence[str], target: str, draft: str | None, dtype: str, device: str
     ) -> Report:
         """Load the models, let the target write, compare, and report."""
-        _say("loading the models")
+        say("loading the models")
         models = load_pair(target, draft, dtype, device)
         rendered = self._rendered(models, prompts)
         texts = write(
@@ -88,7 +88,7 @@ class Measurement:
             size: [Topology(tree.parents) for tree in candidates]
             for size, candidates in trees.items()
         }
-        _say("timing both models")
+        say("timing both models")
         times = time_passes(models.target, models.draft)
         walked = None if self.temperature else self._walked(models, texts, shapes)
         return Report(
@@ -130,7 +130,7 @@ class Measurement:
                 f"none of {len(prompts)} prompts fits the context of {limits.context_length} tokens"
             )
         if left_out := len(prompts) - len(found):
-            _say(
+            say(
                 f"warning: {left_out} of {len(prompts)} prompts left out, longer than the context "
                 f"of {limits.context_length} tokens"
             )
@@ -147,6 +147,7 @@ class Measurement:
         worker = models.draft_worker
         grower = Grower(worker.name, worker.model, worker.tokenizer_sha256, limits)
 
+        @cache  # every candidate tree is walked over the same texts
         def features_of(text: Continuation) -> Features:
             return pack_features(models.target.plain(text.token_ids).features)
 
@@ -160,7 +161,7 @@ class Measurement:
         walked = {}
         try:
             for size, candidates in shapes.items():
-                _say(f"the draft grows trees of {size} nodes")
+                say(f"the draft grows trees of {size} nodes")
                 walked[size] = max(
                     asyncio.run(walker.tokens_per_step(texts, shape)) for shape in candidates
                 )
@@ -174,10 +175,6 @@ def _counter(what: str, total: int) -> Callable[[int], None]:
 
     def report(done: int) -> None:
         if done * 4 // total > (done - 1) * 4 // total:
-            _say(f"{what} {done} of {total}")
+            say(f"{what} {done} of {total}")
 
     return report
-
-
-def _say(what: str) -> None:
-    typer.echo(f"==> {what}", err=True)

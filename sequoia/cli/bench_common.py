@@ -15,7 +15,7 @@ from rich.console import Console
 from sequoia import config
 from sequoia.bench.errors import BenchmarkError, OptionError, OutputError
 from sequoia.cli.acceptance import check_temperature
-from sequoia.cli.session import interrupt_on_terminate
+from sequoia.cli.session import interrupt_on_terminate, say
 from sequoia.errors import InvalidArgumentError, PromptTooLongError, SequoiaError
 from sequoia.prompts import PromptsError
 from sequoia.runtime.catalogue import ModelError
@@ -133,9 +133,17 @@ def hand_over(result: Result, out: Path, as_json: bool) -> None:
         config.fail(result.problem)
 
 
-def say(what: str) -> None:
-    """Tell on stderr what goes on."""
-    typer.echo(f"==> {what}", err=True)
+def chosen_place(device: str, dtype: str) -> tuple[str, str]:
+    """The kind of device and the element type that `auto` or a name stand for.
+
+    Raises:
+        ModelError: cuda was asked for and there is none.
+    """
+    # Torch takes seconds to import; wrong options fail before that.
+    from sequoia.runtime.loading import choose_device, choose_dtype
+
+    place = choose_device(device)
+    return place.type, str(choose_dtype(dtype, place)).removeprefix("torch.")
 
 
 def say_progress(done: int, total: int) -> None:

@@ -13,11 +13,10 @@ from sequoia.bench.forward.passes import MakePassTimer, Pass
 from sequoia.bench.forward.report import MODELS, make_result
 from sequoia.bench.forward.times import MakeLimitMeter, time_passes
 from sequoia.bench.report import Result
-from sequoia.cli.bench_common import say, say_progress
-from sequoia.cli.session import fetch_models
+from sequoia.cli.bench_common import chosen_place, say_progress
+from sequoia.cli.session import fetch_models, say
 from sequoia.launcher import LaunchOptions
 from sequoia.runtime.catalogue import default_draft
-from sequoia.runtime.loading import choose_device, choose_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,26 +41,25 @@ class ForwardBenchmark:
             BenchmarkError: a model cannot be loaded.
         """
         fetch_models(LaunchOptions(self.target, self.draft))
-        device = choose_device(self.device)
-        dtype = str(choose_dtype(self.dtype, device)).removeprefix("torch.")
-        environment = Environment.gather(device.type)
+        device, dtype = chosen_place(self.device, self.dtype)
+        environment = Environment.gather(device)
         threads = self.threads or torch.get_num_threads()
         kinds = [
             Pass(nodes, batch, prefix)
             for prefix, batch, nodes in product(self.prefixes, self.batches, self.nodes)
         ]
         timers = {
-            name: MakePassTimer(name, self.target, self.draft, dtype, device.type, threads)
+            name: MakePassTimer(name, self.target, self.draft, dtype, device, threads)
             for name in MODELS
         }
         say("measuring the machine, loading the models")
-        meter = MakeLimitMeter(device.type, dtype, threads)
+        meter = MakeLimitMeter(device, dtype, threads)
         times = time_passes(timers, meter, kinds, self.repetitions, say_progress)
         settings: dict[str, object] = {
             "target": self.target,
             "draft": self.draft or default_draft(self.target),
             "dtype": dtype,
-            "device": device.type,
+            "device": device,
             "threads": threads,
             "nodes": list(self.nodes),
             "batch": list(self.batches),

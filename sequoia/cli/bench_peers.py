@@ -37,15 +37,14 @@ from sequoia.bench.peers.report import Comparison, make_result
 from sequoia.bench.peers.runs import Prompt
 from sequoia.bench.peers.served import ServedSystem
 from sequoia.bench.report import Result
-from sequoia.cli.bench_common import say, say_progress
+from sequoia.cli.bench_common import chosen_place, say_progress
 from sequoia.cli.bench_in_process import MakeInProcessPeer
 from sequoia.cli.bench_planning import HELD_SECONDS, planned_after
 from sequoia.cli.bench_prompts import PromptTokens, read_prompt_tokens
-from sequoia.cli.session import quiet_system
+from sequoia.cli.session import quiet_system, say
 from sequoia.launcher import LaunchOptions, LocalSystem
 from sequoia.plans import request_class
 from sequoia.runtime.catalogue import default_draft
-from sequoia.runtime.loading import choose_device, choose_dtype
 from sequoia.runtime.progress import stderr_progress
 from sequoia.settings import DrawRule
 
@@ -76,16 +75,15 @@ class PeersBenchmark:
             BenchmarkError: ours or `transformers` failed.
             PromptsError, ModelError, SequoiaError: as their makers say.
         """
-        device = choose_device(self.device)
-        dtype = str(choose_dtype(self.dtype, device)).removeprefix("torch.")
+        device, dtype = chosen_place(self.device, self.dtype)
         texts = read_prompt_tokens(
             self.target, self.prompts, self.prompt_count, self.max_new_tokens
         )
-        environment = Environment.gather(device.type)
+        environment = Environment.gather(device)
         conditions = Conditions(
             self.target,
             dtype,
-            device.type,
+            device,
             self.threads or torch.get_num_threads(),
             self.temperature,
             texts.stop_token_ids,
@@ -95,7 +93,7 @@ class PeersBenchmark:
             self.target,
             self.draft,
             dtype=dtype,
-            device=device.type,
+            device=device,
             threads=conditions.threads,
             replan_seconds=HELD_SECONDS,
         )

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from sequoia.bench.errors import BenchmarkError
-from sequoia.cli.bench_common import say
+from sequoia.cli.session import say
 from sequoia.launcher import LocalSystem
 from sequoia.plans import Plan
 from sequoia.rpc.channel import RpcChannel

@@ -16,15 +16,14 @@ from sequoia.bench.report import Result
 from sequoia.bench.serve.figures import ALWAYS, MODES, NONE, PLANNED, Cell, Load
 from sequoia.bench.serve.load import Recording, closed_loop, open_loop
 from sequoia.bench.serve.report import make_result
-from sequoia.cli.bench_common import say, say_progress
+from sequoia.cli.bench_common import chosen_place, say_progress
 from sequoia.cli.bench_planning import HELD_SECONDS, planned_after
 from sequoia.cli.bench_prompts import PromptTokens, read_prompt_tokens
-from sequoia.cli.session import quiet_system
+from sequoia.cli.session import quiet_system, say
 from sequoia.generation import GenerationRequest
 from sequoia.launcher import LaunchOptions, LocalSystem
 from sequoia.plans import Plan, PlannedTree, PlanStore, request_class
 from sequoia.runtime.catalogue import default_draft
-from sequoia.runtime.loading import choose_device, choose_dtype
 from sequoia.settings import DrawRule, SamplingSettings
 
 WARM_UP_CLIENTS = 2
@@ -57,17 +56,16 @@ class ServeBenchmark:
             BenchmarkError: the planner is not running.
             PromptsError, ModelError, SequoiaError: as their makers say.
         """
-        device = choose_device(self.device)
-        dtype = str(choose_dtype(self.dtype, device)).removeprefix("torch.")
+        device, dtype = chosen_place(self.device, self.dtype)
         texts = read_prompt_tokens(
             self.target, self.prompts, self.prompt_count, self.max_new_tokens
         )
-        environment = Environment.gather(device.type)
+        environment = Environment.gather(device)
         options = LaunchOptions(
             self.target,
             self.draft,
             dtype=dtype,
-            device=device.type,
+            device=device,
             threads=self.threads or torch.get_num_threads(),
             replan_seconds=HELD_SECONDS,
         )

@@ -19,14 +19,13 @@ from sequoia.bench.report import Result
 from sequoia.bench.soak.memory import Sample, measure_drift, read_sample
 from sequoia.bench.soak.report import Soaked, make_result
 from sequoia.bench.soak.traffic import Tally, visit_until, wait_until_idle
-from sequoia.cli.bench_common import say
+from sequoia.cli.bench_common import chosen_place
 from sequoia.cli.bench_prompts import read_prompt_tokens
-from sequoia.cli.session import quiet_system
+from sequoia.cli.session import quiet_system, say
 from sequoia.launcher import LaunchOptions, LocalSystem
 from sequoia.rpc.channel import RpcChannel
 from sequoia.rpc.codec import GET_INFO
 from sequoia.runtime.catalogue import default_draft
-from sequoia.runtime.loading import choose_device, choose_dtype
 
 WORKERS = ("target_service", "draft_service")
 SAMPLE_SECONDS = 5.0
@@ -59,18 +58,17 @@ class SoakBenchmark:
         Raises:
             PromptsError, ModelError, SequoiaError: as their makers say.
         """
-        device = choose_device(self.device)
-        dtype = str(choose_dtype(self.dtype, device)).removeprefix("torch.")
+        device, dtype = chosen_place(self.device, self.dtype)
         texts = read_prompt_tokens(
             self.target, self.prompts, self.prompt_count, self.max_new_tokens
         )
         prompts = [*texts.prompts, *long_prompts(texts.prompts, texts.room)]
-        environment = Environment.gather(device.type)
+        environment = Environment.gather(device)
         options = LaunchOptions(
             self.target,
             self.draft,
             dtype=dtype,
-            device=device.type,
+            device=device,
             log_level="warning",
             threads=self.threads or torch.get_num_threads(),
         )
@@ -83,7 +81,7 @@ class SoakBenchmark:
             "target": self.target,
             "draft": self.draft or default_draft(self.target),
             "dtype": dtype,
-            "device": device.type,
+            "device": device,
             "threads": options.threads,
             "minutes": self.minutes,
             "clients": self.clients,

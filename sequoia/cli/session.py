@@ -28,7 +28,7 @@ def quiet_system(options: LaunchOptions) -> Iterator[LocalSystem]:
     fetch_models(options)
     with tempfile.NamedTemporaryFile(prefix="sequoia-", suffix=".log") as errors:
         try:
-            with LocalSystem(options, errors, _say) as system:
+            with LocalSystem(options, errors, say) as system:
                 yield system
         except (LaunchError, EmbeddedValkeyError) as error:
             lines = Path(errors.name).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -59,5 +59,6 @@ def interrupt_on_terminate() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def _say(what: str) -> None:
+def say(what: str) -> None:
+    """Tell on stderr what goes on."""
     typer.echo(f"==> {what}", err=True)

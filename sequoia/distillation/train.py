@@ -54,15 +54,12 @@ class Progress:
     step: int
     tokens: int
     """Read so far, by all runs."""
-    seconds: float
-    """Trained so far, by all runs."""
     part: float
     """Of the budget that is used up, 0 to 1."""
     divergence: float
     """KL(p || q) on the step's batch, at the first level."""
     overlaps: tuple[float, ...]
     """Σ min(p, q) on the step's batch, by level."""
-    learning_rate: float
 
 
 def batches(examples: Sequence[Example], tokens: int, epoch: int, seed: int) -> list[list[Example]]:
@@ -180,9 +177,7 @@ class Trainer:
         return Progress(
             self.step,
             self.tokens,
-            self.seconds,
             part,
             loss.divergences[0],
             tuple(loss.overlaps),
-            rate,
         )

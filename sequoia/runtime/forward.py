@@ -20,7 +20,7 @@ from sequoia.runtime.cache import KVCache, PassCache
 from sequoia.runtime.native.decoder import NativeDecoder
 from sequoia.runtime.segment import Segment
 
-PREFILL_CHUNK = 512
+PREFILL_CHUNK = 512  # tokens; bounds the memory of a pass
 
 
 class PassOutput(NamedTuple):

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from sequoia.runtime.forward import PREFILL_CHUNK
+
 LEAST_TOKENS = 16  # a pass over fewer takes hardly less time
-MOST_TOKENS = 512  # bounds the memory of a pass
+MOST_TOKENS = PREFILL_CHUNK
 RECENT_SECONDS = 1.0
 RECENT_STEPS = 4.0
 NEWEST_WEIGHT = 0.5  # of the newest measurement in a running estimate

@@ -44,7 +44,7 @@ def agreement(rate: float) -> Agreement:
 
 def step(number: int, overlaps: tuple[float, ...] = (0.4,)) -> Progress:
     """A step of learning."""
-    return Progress(number, 100 * number, float(number), 0.1, 1 / number, overlaps, 1e-3)
+    return Progress(number, 100 * number, 0.1, 1 / number, overlaps)
 
 
 def test_lines_come_at_each_further_twentieth_of_a_stage() -> None:
