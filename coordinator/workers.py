@@ -31,6 +31,7 @@ from sequoia.messages import (
 from sequoia.rpc.channel import RpcChannel
 from sequoia.rpc.codec import CLOSE_SESSION, GET_INFO, PREFILL
 from sequoia.rpc.method import Method
+from sequoia.rpc.steps import Steps
 
 log = structlog.get_logger(__name__)
 
@@ -172,6 +173,7 @@ class WorkerSession(Generic[Request, Reply]):
         self._session_id = session_id
         self._settings = settings
         self._was_opened = False
+        self._steps: Steps[Request, Reply] | None = None
         self._next_step = NO_STEP  # the step that the worker's session expects
         self._fresh_step = NO_STEP  # the step that the last prefill was for
 
@@ -185,10 +187,11 @@ class WorkerSession(Generic[Request, Reply]):
         try:
             accepted = () if await self._opened(state) else state.accepted
             header = StepHeader(self._session_id, state.step, len(state.token_ids), accepted)
-            reply = await self.worker.channel.call(
-                self._method, make(header), timeout=self.worker.call_seconds
-            )
+            if self._steps is None:
+                self._steps = self.worker.channel.steps(self._method)
+            reply = await self._steps.take(make(header), self.worker.call_seconds)
         except SequoiaError as error:
+            self._end_steps()
             if error.reason in SESSION_LOST:
                 self._next_step = self._fresh_step = NO_STEP
             raise
@@ -246,7 +249,13 @@ class WorkerSession(Generic[Request, Reply]):
             self._next_step = self._fresh_step = state.step
         return self._fresh_step == state.step
 
+    def _end_steps(self) -> None:
+        if self._steps is not None:
+            self._steps.close()
+            self._steps = None
+
     def close(self) -> None:
         """Free the session on the worker, if it ever had one."""
+        self._end_steps()
         if self._was_opened:
             self.worker.close_session(self._session_id)

@@ -51,6 +51,7 @@ class _Session:
 
     def __init__(self, target: FoundWorker) -> None:
         self._channel = target.channel
+        self._steps = target.channel.steps(VERIFY_TREE)
         self._vocabulary_size = target.info.vocabulary_size
         self._session_id = f"planner-{uuid.uuid4().hex}"
         self._token_id = FIRST_TOKEN_ID
@@ -65,10 +66,11 @@ class _Session:
     async def step(self) -> Verdict:
         header = StepHeader(self._session_id, self._step, self._step + 1)
         request = VerifyTree(header, Tree.root_only(self._token_id))
-        verdict = await self._channel.call(VERIFY_TREE, request, timeout=CALL_SECONDS)
+        verdict = await self._steps.take(request, CALL_SECONDS)
         self._step += 1
         (self._token_id,) = verdict.token_ids
         return verdict
 
     async def close(self) -> None:
+        self._steps.close()
         await self._channel.call(CLOSE_SESSION, self._session_id, timeout=CALL_SECONDS)

@@ -17,6 +17,7 @@ from sequoia.messages import GrownTree, GrowTree, Verdict, VerifyTree
 from sequoia.rpc.channel import RpcChannel
 from sequoia.rpc.codec import GET_INFO, GROW_TREE, VERIFY_TREE
 from sequoia.rpc.generation_codec import GENERATE
+from sequoia.rpc.method import Method
 from sequoia.rpc.server import RpcServer
 from sequoia.runtime.pairing import load_draft_worker, load_target_worker
 from sequoia.runtime.service import WorkerService
@@ -147,6 +148,15 @@ class Stream:
     async def cancel(self) -> None:
         """Go away."""
         await self._chunks.aclose()
+
+
+async def take_step(channel: RpcChannel, method: Method[Any, Any], request: object) -> Any:
+    """One step in a call of its own."""
+    steps = channel.steps(method)
+    try:
+        return await steps.take(request, 10.0)
+    finally:
+        steps.close()
 
 
 @asynccontextmanager

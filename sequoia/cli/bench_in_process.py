@@ -24,8 +24,9 @@ from sequoia.errors import NotReadyError
 from sequoia.generation import GenerationRequest
 from sequoia.plans import Plan
 from sequoia.rpc.channel import RpcChannel
-from sequoia.rpc.codec import CLOSE_SESSION, GET_INFO, GROW_TREE, PREFILL, VERIFY_TREE
+from sequoia.rpc.codec import CLOSE_SESSION, GET_INFO, PREFILL
 from sequoia.rpc.method import Method
+from sequoia.rpc.steps import Steps
 from sequoia.runtime.catalogue import resolve
 from sequoia.runtime.device import DeviceThread
 from sequoia.runtime.pairing import load_draft_worker, load_target_worker
@@ -42,10 +43,25 @@ Loaded = TypeVar("Loaded", bound=ModelWorker[Any, Any])
 CALL_SECONDS = 600.0
 
 
+class InProcessSteps:
+    """Steps that are handed to a worker as they are."""
+
+    def __init__(self, worker: ModelWorker[Any, Any]) -> None:
+        self._worker = worker
+
+    async def take(self, request: Any, timeout: float) -> Any:
+        """See `Steps.take`; errors come as the worker raises them."""
+        async with asyncio.timeout(timeout):
+            return await self._worker.step(request)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class InProcessChannel(RpcChannel):
     """Calls a worker's methods directly: values are handed over as they are, nothing is encoded."""
 
-    def __init__(self, step: Method[Any, Any], worker: ModelWorker[Any, Any]) -> None:
+    def __init__(self, worker: ModelWorker[Any, Any]) -> None:
         async def close_session(session_id: str) -> None:
             worker.close_session(session_id)
 
@@ -53,8 +69,8 @@ class InProcessChannel(RpcChannel):
             return worker.info()
 
         self.address = "in this process"
+        self._worker = worker
         self._handlers: dict[str, Callable[[Any], Awaitable[Any]]] = {
-            step.path: worker.step,
             PREFILL.path: worker.prefill,
             CLOSE_SESSION.path: close_session,
             GET_INFO.path: info,
@@ -67,6 +83,10 @@ class InProcessChannel(RpcChannel):
         async with asyncio.timeout(timeout):
             reply: Reply = await self._handlers[method.path](request)
         return reply
+
+    def steps(self, method: Method[Request, Reply]) -> Steps[Request, Reply]:
+        """See `RpcChannel.steps`; a worker has but one method for them."""
+        return InProcessSteps(self._worker)
 
     async def is_serving(self, timeout: float = 2.0) -> bool:
         """A worker that is here is ready."""
@@ -136,8 +156,8 @@ async def _assemble(settings: MakeInProcessPeer) -> tuple[Engine, PromptReader]:
 
     verifier = await _on_device(load_target, settings.threads, limits)
     grower = await _on_device(load_draft, settings.threads, limits)
-    target = await _worker("target", InProcessChannel(VERIFY_TREE, verifier), verifier)
-    draft = await _worker("draft", InProcessChannel(GROW_TREE, grower), verifier)
+    target = await _worker("target", InProcessChannel(verifier), verifier)
+    draft = await _worker("draft", InProcessChannel(grower), verifier)
     folder = resolve(settings.target)
     tokenizer = load_tokenizer(folder)
     reader = PromptReader(

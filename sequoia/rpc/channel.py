@@ -9,10 +9,10 @@ import grpc
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from sequoia.errors import InvalidArgumentError
 from sequoia.rpc.errors import from_rpc_error
-from sequoia.rpc.method import Method
+from sequoia.rpc.method import Method, encoded
 from sequoia.rpc.server import REQUEST_ID_KEY, TRANSPORT_LIMIT_BYTES
+from sequoia.rpc.steps import Steps, StepStream
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
@@ -43,8 +43,8 @@ class RpcChannel:
     ) -> Reply:
         """One request, one reply; `timeout` in seconds."""
         try:
-            reply: Reply = await self._callable(method)(
-                _encoded(method, request), timeout=timeout, metadata=_metadata()
+            reply: Reply = await self._callable(method, self._channel.unary_unary)(
+                encoded(method, request), timeout=timeout, metadata=_metadata()
             )
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
@@ -54,8 +54,8 @@ class RpcChannel:
         self, method: Method[Request, Reply], request: Request, timeout: float | None = None
     ) -> AsyncGenerator[Reply, None]:
         """One request, a stream of replies; closing the iterator cancels the call."""
-        call = self._callable(method)(
-            _encoded(method, request), timeout=timeout, metadata=_metadata()
+        call = self._callable(method, self._channel.unary_stream)(
+            encoded(method, request), timeout=timeout, metadata=_metadata()
         )
         try:
             async for reply in call:
@@ -64,6 +64,11 @@ class RpcChannel:
             raise from_rpc_error(error) from error
         finally:
             call.cancel()
+
+    def steps(self, method: Method[Request, Reply]) -> Steps[Request, Reply]:
+        """Open a call for one step after another."""
+        call = self._callable(method, self._channel.stream_stream)
+        return StepStream(method, call(metadata=_metadata()))
 
     async def is_serving(self, timeout: float = 2.0) -> bool:
         """Whether the role says that it can do its work."""
@@ -78,27 +83,14 @@ class RpcChannel:
         """End all calls and the connection."""
         await self._channel.close(None)
 
-    def _callable(self, method: Method[Any, Any]) -> Any:
+    def _callable(self, method: Method[Any, Any], make: Any) -> Any:
         if method.path not in self._calls:
-            make = self._channel.unary_stream if method.streams else self._channel.unary_unary
             self._calls[method.path] = make(
                 method.path,
                 request_serializer=None,
                 response_deserializer=method.decode_reply,
             )
         return self._calls[method.path]
-
-
-def _encoded(method: Method[Request, Any], request: Request) -> bytes:
-    """The request's bytes; made here, since gRPC would send an empty message on failure.
-
-    Raises:
-        InvalidArgumentError: a number does not fit its field.
-    """
-    try:
-        return method.encode_request(request)
-    except ValueError as error:
-        raise InvalidArgumentError(method.name, str(error), "the field's type") from error
 
 
 def _metadata() -> list[tuple[str, str]]:

@@ -162,5 +162,4 @@ GENERATE = Method(
     _decode_request,
     _encode_chunk,
     _decode_chunk,
-    streams=True,
 )

@@ -20,7 +20,7 @@ AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class Method(Generic[Request, Reply]):
-    """One method of a service. `streams` marks methods that answer with a stream."""
+    """One method of a service, of one request or several."""
 
     service: str
     name: str
@@ -28,12 +28,23 @@ class Method(Generic[Request, Reply]):
     decode_request: Callable[[bytes], Request]
     encode_reply: Callable[[Reply], bytes]
     decode_reply: Callable[[bytes], Reply]
-    streams: bool = False
 
     @property
     def path(self) -> str:
         """The path on the wire."""
         return f"/{self.service}/{self.name}"
+
+
+def encoded(method: Method[Request, Any], request: Request) -> bytes:
+    """A request's bytes; made before gRPC has it, which would send an empty message on failure.
+
+    Raises:
+        InvalidArgumentError: a number does not fit its field.
+    """
+    try:
+        return method.encode_request(request)
+    except ValueError as error:
+        raise InvalidArgumentError(method.name, str(error), "the field's type") from error
 
 
 def parse(message_type: type[AnyMessage], data: bytes) -> AnyMessage:

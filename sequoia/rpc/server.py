@@ -6,14 +6,15 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import grpc
 import structlog
+from grpc.aio import EOF  # type: ignore[attr-defined]
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from sequoia.errors import MessageTooLargeError, SequoiaError
+from sequoia.errors import MessageTooLargeError, NotReadyError, SequoiaError
 from sequoia.rpc.errors import abort
 from sequoia.rpc.method import Method
 
@@ -29,6 +30,7 @@ Reply = TypeVar("Reply")
 Context = grpc.aio.ServicerContext[Any, Any]
 UnaryHandler = Callable[[Request, Context], Awaitable[Reply]]
 StreamHandler = Callable[[Request, Context], AsyncGenerator[Reply, None]]
+Read = Callable[[], Awaitable[Any]]
 
 
 class RpcServer:
@@ -47,6 +49,8 @@ class RpcServer:
         )
         self._handlers: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._reading: set[asyncio.Task[Any]] = set()  # calls that wait for their next request
+        self._stopping = False
         self.port = 0
 
     def add_unary(
@@ -79,6 +83,40 @@ class RpcServer:
                     await context.write(reply)
 
         self._add(method, grpc.unary_stream_rpc_method_handler, serve)
+
+    def add_steps(
+        self, method: Method[Request, Reply], handler: UnaryHandler[Request, Reply]
+    ) -> None:
+        """Serve a method whose calls carry many requests, each answered before the next is read.
+
+        The first that fails ends its call. When the server stops, calls end between two requests.
+        """
+
+        async def serve(_: Any, context: Context) -> None:
+            while True:
+                request = await self._next_request(context.read)
+                async with _Call(method, request, context):
+                    if request is EOF:
+                        return
+                    await context.write(await handler(request, context))
+
+        self._add(method, grpc.stream_stream_rpc_method_handler, serve)
+
+    async def _next_request(self, read: Read) -> Any:
+        """The next request of a call; a failure, as a value, once the server stops."""
+        stopping = NotReadyError("the role is stopping")
+        if self._stopping:
+            return stopping
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._reading.add(task)
+        try:
+            return await read()
+        except asyncio.CancelledError:
+            if self._stopping:
+                return stopping
+            raise
+        finally:
+            self._reading.discard(task)
 
     def _add(self, method: Method[Any, Any], make: Any, serve: Any) -> None:
         self._handlers.setdefault(method.service, {})[method.name] = make(
@@ -117,6 +155,9 @@ class RpcServer:
     async def stop(self) -> None:
         """Refuse new calls and let running ones finish for a while."""
         await self._health.enter_graceful_shutdown()
+        self._stopping = True
+        for call in self._reading:
+            call.cancel()
         await self._server.stop(STOP_GRACE_SECONDS)
 
     async def kill(self) -> None:

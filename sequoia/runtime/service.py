@@ -22,7 +22,7 @@ class WorkerService(Generic[Request, Reply]):
 
     def __init__(self, server: RpcServer, step: Method[Request, Reply]) -> None:
         self._worker: ModelWorker[Request, Reply] | None = None
-        server.add_unary(step, self._step)
+        server.add_steps(step, self._step)
         server.add_unary(PREFILL, self._prefill)
         server.add_unary(CLOSE_SESSION, self._close_session)
         server.add_unary(PROFILE, self._profile)

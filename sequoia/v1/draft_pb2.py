@@ -27,7 +27,7 @@ from sequoia.v1 import array_pb2 as sequoia_dot_v1_dot_array__pb2
 from sequoia.v1 import worker_pb2 as sequoia_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sequoia/v1/draft.proto\x12\nsequoia.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16sequoia/v1/array.proto\x1a\x17sequoia/v1/worker.proto\"\x8d\x01\n\x0fGrowTreeRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x16.sequoia.v1.StepHeader\x12\x15\n\rroot_token_id\x18\x02 \x01(\r\x12\x16\n\x0eparent_indices\x18\x03 \x03(\x05\x12#\n\x08\x66\x65\x61tures\x18\x04 \x01(\x0b\x32\x11.sequoia.v1.Array\"\x98\x01\n\x10GrowTreeResponse\x12\x1e\n\x04tree\x18\x01 \x01(\x0b\x32\x10.sequoia.v1.Tree\x12\x34\n\rdistributions\x18\x02 \x03(\x0b\x32\x1d.sequoia.v1.DraftDistribution\x12.\n\x0b\x64\x65vice_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"]\n\x11\x44raftDistribution\x12$\n\ttoken_ids\x18\x01 \x01(\x0b\x32\x11.sequoia.v1.Array\x12\"\n\x07weights\x18\x02 \x01(\x0b\x32\x11.sequoia.v1.Array2U\n\x0c\x44raftService\x12\x45\n\x08GrowTree\x12\x1b.sequoia.v1.GrowTreeRequest\x1a\x1c.sequoia.v1.GrowTreeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16sequoia/v1/draft.proto\x12\nsequoia.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16sequoia/v1/array.proto\x1a\x17sequoia/v1/worker.proto\"\x8d\x01\n\x0fGrowTreeRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x16.sequoia.v1.StepHeader\x12\x15\n\rroot_token_id\x18\x02 \x01(\r\x12\x16\n\x0eparent_indices\x18\x03 \x03(\x05\x12#\n\x08\x66\x65\x61tures\x18\x04 \x01(\x0b\x32\x11.sequoia.v1.Array\"\x98\x01\n\x10GrowTreeResponse\x12\x1e\n\x04tree\x18\x01 \x01(\x0b\x32\x10.sequoia.v1.Tree\x12\x34\n\rdistributions\x18\x02 \x03(\x0b\x32\x1d.sequoia.v1.DraftDistribution\x12.\n\x0b\x64\x65vice_time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"]\n\x11\x44raftDistribution\x12$\n\ttoken_ids\x18\x01 \x01(\x0b\x32\x11.sequoia.v1.Array\x12\"\n\x07weights\x18\x02 \x01(\x0b\x32\x11.sequoia.v1.Array2Y\n\x0c\x44raftService\x12I\n\x08GrowTree\x12\x1b.sequoia.v1.GrowTreeRequest\x1a\x1c.sequoia.v1.GrowTreeResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,5 +41,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DRAFTDISTRIBUTION']._serialized_start=418
   _globals['_DRAFTDISTRIBUTION']._serialized_end=511
   _globals['_DRAFTSERVICE']._serialized_start=513
-  _globals['_DRAFTSERVICE']._serialized_end=598
+  _globals['_DRAFTSERVICE']._serialized_end=602
 # @@protoc_insertion_point(module_scope)

@@ -35,7 +35,7 @@ class DraftServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.GrowTree = channel.unary_unary(
+        self.GrowTree = channel.stream_stream(
                 '/sequoia.v1.DraftService/GrowTree',
                 request_serializer=sequoia_dot_v1_dot_draft__pb2.GrowTreeRequest.SerializeToString,
                 response_deserializer=sequoia_dot_v1_dot_draft__pb2.GrowTreeResponse.FromString,
@@ -46,8 +46,10 @@ class DraftServiceServicer:
     """DraftService grows token trees with the draft model. Internal: for coordinators and planners.
     """
 
-    def GrowTree(self, request, context):
-        """GrowTree advances a session by what was accepted and grows the next tree.
+    def GrowTree(self, request_iterator, context):
+        """GrowTree advances a session by what was accepted and grows the next tree: one response to every
+        request, before the next request is read. A stream carries any number of steps, usually those of
+        one session; it ends with the first step that fails.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -56,7 +58,7 @@ class DraftServiceServicer:
 
 def add_DraftServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'GrowTree': grpc.unary_unary_rpc_method_handler(
+            'GrowTree': grpc.stream_stream_rpc_method_handler(
                     servicer.GrowTree,
                     request_deserializer=sequoia_dot_v1_dot_draft__pb2.GrowTreeRequest.FromString,
                     response_serializer=sequoia_dot_v1_dot_draft__pb2.GrowTreeResponse.SerializeToString,
@@ -74,7 +76,7 @@ class DraftService:
     """
 
     @staticmethod
-    def GrowTree(request,
+    def GrowTree(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -84,8 +86,8 @@ class DraftService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/sequoia.v1.DraftService/GrowTree',
             sequoia_dot_v1_dot_draft__pb2.GrowTreeRequest.SerializeToString,

@@ -35,7 +35,7 @@ class TargetServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.VerifyTree = channel.unary_unary(
+        self.VerifyTree = channel.stream_stream(
                 '/sequoia.v1.TargetService/VerifyTree',
                 request_serializer=sequoia_dot_v1_dot_target__pb2.VerifyTreeRequest.SerializeToString,
                 response_deserializer=sequoia_dot_v1_dot_target__pb2.VerifyTreeResponse.FromString,
@@ -46,8 +46,10 @@ class TargetServiceServicer:
     """TargetService checks token trees with the target model. Internal: for coordinators and planners.
     """
 
-    def VerifyTree(self, request, context):
-        """VerifyTree advances a session by what was accepted and checks the next tree in one pass.
+    def VerifyTree(self, request_iterator, context):
+        """VerifyTree advances a session by what was accepted and checks the next tree in one pass: one
+        response to every request, before the next request is read. A stream carries any number of steps,
+        usually those of one session; it ends with the first step that fails.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -56,7 +58,7 @@ class TargetServiceServicer:
 
 def add_TargetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'VerifyTree': grpc.unary_unary_rpc_method_handler(
+            'VerifyTree': grpc.stream_stream_rpc_method_handler(
                     servicer.VerifyTree,
                     request_deserializer=sequoia_dot_v1_dot_target__pb2.VerifyTreeRequest.FromString,
                     response_serializer=sequoia_dot_v1_dot_target__pb2.VerifyTreeResponse.SerializeToString,
@@ -74,7 +76,7 @@ class TargetService:
     """
 
     @staticmethod
-    def VerifyTree(request,
+    def VerifyTree(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -84,8 +86,8 @@ class TargetService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/sequoia.v1.TargetService/VerifyTree',
             sequoia_dot_v1_dot_target__pb2.VerifyTreeRequest.SerializeToString,

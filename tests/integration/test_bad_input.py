@@ -22,7 +22,7 @@ from sequoia.rpc.generation_codec import GENERATE
 from sequoia.rpc.server import MESSAGE_LIMIT_BYTES
 from sequoia.settings import DrawRule, SamplingSettings
 from sequoia.tree import Topology, Tree
-from tests.stack import HOST, Stack, running_stack
+from tests.stack import HOST, Stack, running_stack, take_step
 from tests.tiny import byte_pair
 
 GOOD = GenerationRequest(text="good", sampling=SamplingSettings(temperature=0.0), max_new_tokens=3)
@@ -205,7 +205,7 @@ async def test_an_unknown_session_is_not_found(target: RpcChannel) -> None:
     """A step of a session that the worker does not hold is NOT_FOUND."""
     request = VerifyTree(StepHeader("other", 0, 3), CHAIN)
 
-    error = await refused(lambda: target.call(VERIFY_TREE, request))
+    error = await refused(lambda: take_step(target, VERIFY_TREE, request))
 
     assert error.reason is Reason.UNKNOWN_SESSION
 
@@ -219,7 +219,7 @@ async def test_an_unknown_session_is_not_found(target: RpcChannel) -> None:
 )
 async def test_a_stale_step_is_refused(target: RpcChannel, header: StepHeader, field: str) -> None:
     """A step that does not fit what the session holds is FAILED_PRECONDITION."""
-    error = await refused(lambda: target.call(VERIFY_TREE, VerifyTree(header, CHAIN)))
+    error = await refused(lambda: take_step(target, VERIFY_TREE, VerifyTree(header, CHAIN)))
 
     assert error.reason is Reason.STALE_STEP
     assert error.metadata["field"] == field
@@ -229,18 +229,18 @@ async def test_a_repeated_step_gets_the_same_reply(target: RpcChannel) -> None:
     """The last step may be asked again; the answer is the one given before."""
     request = VerifyTree(StepHeader("s", 0, 3), CHAIN)
 
-    first = await target.call(VERIFY_TREE, request)
-    second = await target.call(VERIFY_TREE, request)
+    first = await take_step(target, VERIFY_TREE, request)
+    second = await take_step(target, VERIFY_TREE, request)
 
     assert first == second
 
 
 async def test_accepted_nodes_that_are_no_path_are_refused(target: RpcChannel) -> None:
     """What was accepted must be a path of the last tree."""
-    await target.call(VERIFY_TREE, VerifyTree(StepHeader("s", 0, 3), CHAIN))
+    await take_step(target, VERIFY_TREE, VerifyTree(StepHeader("s", 0, 3), CHAIN))
     header = StepHeader("s", 1, 6, (1, 1))
 
-    error = await refused(lambda: target.call(VERIFY_TREE, VerifyTree(header, CHAIN)))
+    error = await refused(lambda: take_step(target, VERIFY_TREE, VerifyTree(header, CHAIN)))
 
     assert error.reason is Reason.MALFORMED_TREE
     assert error.metadata["field"] == "header.accepted_node_indices"
@@ -266,7 +266,7 @@ async def test_a_malformed_tree_is_refused(
     object.__setattr__(tree, "token_ids", tokens)
 
     request = VerifyTree(StepHeader("s", 0, 3), tree)
-    error = await refused(lambda: target.call(VERIFY_TREE, request))
+    error = await refused(lambda: take_step(target, VERIFY_TREE, request))
 
     assert error.reason is Reason.MALFORMED_TREE
     assert error.metadata["field"] == field
@@ -277,7 +277,7 @@ async def test_a_tree_token_outside_the_vocabulary_is_refused(target: RpcChannel
     tree = Tree(Topology((-1, 0)), (7, 9000))
 
     request = VerifyTree(StepHeader("s", 0, 3), tree)
-    error = await refused(lambda: target.call(VERIFY_TREE, request))
+    error = await refused(lambda: take_step(target, VERIFY_TREE, request))
 
     assert error.reason is Reason.INVALID_ARGUMENT
     assert error.metadata["limit"] == "256"
@@ -289,7 +289,9 @@ async def test_a_tree_over_the_node_limit_is_refused(stack: Stack) -> None:
     await channel.call(PREFILL, Prefill("s", (5, 6, 7), 0, SETTINGS))
     wide = Topology((-1, *(0 for _ in range(1024))))
 
-    error = await refused(lambda: channel.call(GROW_TREE, GrowTree(StepHeader("s", 0, 3), 7, wide)))
+    error = await refused(
+        lambda: take_step(channel, GROW_TREE, GrowTree(StepHeader("s", 0, 3), 7, wide))
+    )
     await channel.close()
 
     assert error.reason is Reason.MALFORMED_TREE

@@ -14,7 +14,7 @@ from sequoia.rpc.codec import (
 )
 from sequoia.rpc.generation_codec import GENERATE
 from sequoia.rpc.method import parse
-from sequoia.v1 import draft_pb2, generation_pb2, target_pb2, worker_pb2
+from sequoia.v1 import draft_pb2, generation_pb2, worker_pb2
 
 NOT_UTF8 = b"caf\xe9"
 
@@ -40,23 +40,6 @@ def field(number: int, payload: bytes) -> bytes:
 def test_a_method_has_its_path_on_the_wire(method: object, path: str) -> None:
     """Service and method are those of the proto files."""
     assert getattr(method, "path", None) == path
-
-
-@pytest.mark.parametrize(
-    ("message_type", "method_name"),
-    [
-        (generation_pb2, "Generate"),
-        (draft_pb2, "GrowTree"),
-        (target_pb2, "VerifyTree"),
-        (worker_pb2, "Prefill"),
-    ],
-)
-def test_only_methods_that_stream_say_so(message_type: object, method_name: str) -> None:
-    """The codec's methods and the proto files agree on it."""
-    methods = {m.name: m for m in (GENERATE, GROW_TREE, VERIFY_TREE, PREFILL)}
-    descriptor = message_type.DESCRIPTOR  # type: ignore[attr-defined]
-    (service,) = descriptor.services_by_name.values()
-    assert methods[method_name].streams == service.methods_by_name[method_name].server_streaming
 
 
 def test_bytes_become_a_message() -> None:

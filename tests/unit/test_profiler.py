@@ -81,7 +81,7 @@ async def served(worker: FakeWorker, info: WorkerInfo = INFO) -> AsyncIterator[F
     server.add_unary(PROFILE, worker.profile)
     server.add_unary(GET_INFO, worker.get_info)
     server.add_unary(PREFILL, worker.prefill)
-    server.add_unary(VERIFY_TREE, worker.verify)
+    server.add_steps(VERIFY_TREE, worker.verify)
     server.add_unary(CLOSE_SESSION, worker.close)
     channel = RpcChannel(f"127.0.0.1:{await server.start('127.0.0.1', 0)}")
     await server.set_serving(True)
