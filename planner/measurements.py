@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,13 +12,34 @@ Times = Mapping[tuple[int, int], float]
 
 
 @dataclass(frozen=True, slots=True)
+class Overhead:
+    """Milliseconds of a step beside its passes, without a tree and with one.
+
+    Raises:
+        ValueError: a time that is none.
+    """
+
+    plain_ms: float
+    tree_ms: float
+
+    def __post_init__(self) -> None:
+        for name in ("plain_ms", "tree_ms"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} {value} is not a finite number >= 0")
+
+
+NO_OVERHEAD = Overhead(0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Measurements:
     """The times of one pair of workers, all in milliseconds.
 
     Attributes:
         target_ms: one target pass, by (sequences, nodes of each).
         draft_ms: one draft pass, by (sequences, width of the level that each of them reads).
-        call_ms: the calls of so many sequences to one worker, beside the pass.
+        overheads: what a step takes beside its passes, by (sequences, whether tokens are drawn).
         max_nodes: largest tree that both workers take.
 
     Raises:
@@ -26,14 +48,15 @@ class Measurements:
 
     target_ms: Times
     draft_ms: Times
-    call_ms: Mapping[int, float]
+    overheads: Mapping[tuple[int, bool], Overhead]
     max_nodes: int
 
     def __post_init__(self) -> None:
         if not self.batch_sizes:
             raise ValueError("no batch size was measured on both workers")
         for batch_size in self.batch_sizes:
-            self.latency(batch_size)
+            for samples in (False, True):
+                self.latency(batch_size, samples)
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -41,17 +64,18 @@ class Measurements:
         on_target, on_draft = ({batch for batch, _ in t} for t in (self.target_ms, self.draft_ms))
         return tuple(sorted(on_target & on_draft))
 
-    def latency(self, batch_size: int) -> Latency:
-        """The times of a step when `batch_size` requests take it together.
+    def latency(self, batch_size: int, samples: bool) -> Latency:
+        """The times of a step while `batch_size` requests, which draw tokens or not, take theirs.
 
         Raises:
             ValueError: this load was not measured, or not usably.
         """
+        overhead = self.overheads[batch_size, samples]
         return Latency(
             _curve(self.draft_ms, batch_size),
             _curve(self.target_ms, batch_size),
-            self.call_ms[batch_size],
-            self.call_ms[batch_size],
+            max(overhead.tree_ms - overhead.plain_ms, 0.0),
+            overhead.plain_ms,
         )
 
 

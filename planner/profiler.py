@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import structlog
 
-from planner.call_overhead import call_overhead_ms
 from planner.found_worker import FoundWorker
-from planner.measurements import Measurements
+from planner.latency import Curve, Latency
+from planner.measurements import NO_OVERHEAD, Measurements, Overhead
+from planner.step_time import step_ms
 from sequoia.errors import Reason, SequoiaError, WorkerUnavailableError
 from sequoia.messages import ProfileSpec, WorkerInfo
 from sequoia.rpc.channel import RpcChannel
 from sequoia.rpc.codec import PROFILE
+from sequoia.tree import ROOT_ONLY, Topology
 
 log = structlog.get_logger(__name__)
 
 BATCH_SIZES = (1, 2, 4, 8, 16)
 PREFIX_LENGTH = 128
+# A tree like those that pay where steps are so short that what is beside their passes counts.
+SHORT_STEP_TREE = (-1, 0, 0, 0, 0, 1, 1, 2, 3)
+SHORT_PASS_MS = 500.0  # beside longer ones the rest of a step is nothing
 REPETITIONS = 5
 PROFILE_SECONDS = 120.0  # for one kind of pass, requests for text in between included
 
@@ -40,15 +45,18 @@ async def profile(
     widest = max(1, max_nodes // 2)
     target_ms: dict[tuple[int, int], float] = {}
     draft_ms: dict[tuple[int, int], float] = {}
-    call_ms: dict[int, float] = {}
+    overheads: dict[tuple[int, bool], Overhead] = {}
     for batch in BATCH_SIZES:
         try:
             target_row = await _row(target.channel, max_nodes, batch, prefix, max_levels)
             plain = target_row[1]
             draft_row = await _row(draft.channel, widest, batch, prefix, max_levels, plain)
-            # A call to the draft is of the same kind, and one that reads features cannot be called
-            # without the target.
-            call_ms[batch] = await call_overhead_ms(target, batch)
+            passes = _passes(draft_row, target_row)
+            tree = Topology(SHORT_STEP_TREE[:max_nodes])
+            for samples in (False, True):
+                overheads[batch, samples] = await _overhead(
+                    draft, target, tree, batch, samples, passes
+                )
         except SequoiaError as error:
             if batch == 1 or error.reason is not Reason.INVALID_ARGUMENT:
                 raise
@@ -57,9 +65,35 @@ async def profile(
         target_ms |= {(batch, nodes): ms for nodes, ms in target_row.items()}
         draft_ms |= {(batch, width): ms for width, ms in draft_row.items()}
     try:
-        return Measurements(target_ms, draft_ms, call_ms, max_nodes)
+        return Measurements(target_ms, draft_ms, overheads, max_nodes)
     except ValueError as error:
         raise WorkerUnavailableError(f"unusable measurements: {error}") from error
+
+
+def _passes(draft_row: Mapping[int, float], target_row: Mapping[int, float]) -> Latency:
+    try:
+        return Latency(Curve.measured(draft_row), Curve.measured(target_row))
+    except ValueError as error:
+        raise WorkerUnavailableError(f"unusable measurements: {error}") from error
+
+
+async def _overhead(
+    draft: FoundWorker,
+    target: FoundWorker,
+    tree: Topology,
+    batch: int,
+    samples: bool,
+    passes: Latency,
+) -> Overhead:
+    """What steps take beside their passes, whose times are known."""
+    if passes.plain_ms() > SHORT_PASS_MS:
+        return NO_OVERHEAD
+    beside = [
+        await step_ms(draft, target, shape, batch, samples)
+        - passes.step_ms([len(level) for level in shape.levels])
+        for shape in (ROOT_ONLY, tree)
+    ]
+    return Overhead(*(max(ms, 0.0) for ms in beside))
 
 
 def _largest_tree(draft: WorkerInfo, target: WorkerInfo, max_nodes: int) -> int:

@@ -144,7 +144,13 @@ class PlannerService:
             "measured",
             target_ms=_table(measurements.target_ms),
             draft_ms=_table(measurements.draft_ms),
-            call_ms={batch: round(ms, 3) for batch, ms in measurements.call_ms.items()},
+            overheads_ms={
+                f"{batch} {'sampled' if samples else 'greedy'}": (
+                    round(overhead.plain_ms, 2),
+                    round(overhead.tree_ms, 2),
+                )
+                for (batch, samples), overhead in measurements.overheads.items()
+            },
         )
         return measurements
 

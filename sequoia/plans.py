@@ -39,7 +39,8 @@ RETRY_SECONDS = 0.5
 # Requests that share a class share one acceptance vector: the rule matters, and so does whether the
 # target's distribution is sharp or flat.
 FLAT_FROM_TEMPERATURE = 0.8
-REQUEST_CLASSES = ("greedy", "sharp", "flat", "sharp-seeded", "flat-seeded")
+GREEDY = "greedy"
+REQUEST_CLASSES = (GREEDY, "sharp", "flat", "sharp-seeded", "flat-seeded")
 
 
 class PlanError(ValueError):
@@ -49,7 +50,7 @@ class PlanError(ValueError):
 def request_class(temperature: float, draw_rule: DrawRule) -> str:
     """The class of requests with these settings."""
     if draw_rule is DrawRule.GREEDY:
-        return "greedy"
+        return GREEDY
     shape = "flat" if temperature >= FLAT_FROM_TEMPERATURE else "sharp"
     return f"{shape}-seeded" if draw_rule is DrawRule.COUPLED else shape
 

@@ -105,6 +105,8 @@ class Topology:
 
     def truncated(self, level_count: int) -> Topology:
         """The part of the tree in its first `level_count` levels, at least the root."""
+        if self.level_count <= level_count:
+            return self
         return Topology(
             tuple(
                 p for p, d in zip(self.parents, self.depths, strict=True) if d < max(level_count, 1)

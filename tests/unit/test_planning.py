@@ -1,12 +1,13 @@
 """From measurements and acceptance to a plan's trees."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from planner.estimator import PRIOR
-from planner.measurements import Measurements
+from planner.measurements import NO_OVERHEAD, Measurements, Overhead
 from planner.planning import plan_trees
 from planner.solver import choose
 from sequoia.plans import REQUEST_CLASSES, PlannedTree
@@ -14,6 +15,8 @@ from sequoia.plans import REQUEST_CLASSES, PlannedTree
 BATCH_SIZES = (1, 2, 4, 8)
 NODES = (1, 2, 4, 8, 16, 32, 64)
 WIDTHS = (1, 2, 4, 8, 16, 32)
+OVERHEADS = [(batch, samples) for batch in BATCH_SIZES for samples in (False, True)]
+NONE_FOR_ONE = dict.fromkeys(OVERHEADS[:2], NO_OVERHEAD)
 SAME_FOR_ALL = dict.fromkeys(REQUEST_CLASSES, PRIOR)
 
 
@@ -24,7 +27,7 @@ def measured(
     return Measurements(
         {(b, n): target_ms + per_token_ms * b * n for b in BATCH_SIZES for n in NODES},
         {(b, w): draft_ms + per_token_ms / 10 * b * w for b in BATCH_SIZES for w in WIDTHS},
-        dict.fromkeys(BATCH_SIZES, hop_ms),
+        dict.fromkeys(OVERHEADS, Overhead(hop_ms, 2 * hop_ms)),
         max_nodes=64,
     )
 
@@ -101,7 +104,7 @@ def test_predictions_are_the_solvers() -> None:
     """A planned tree carries what the solver chose for the same times, in seconds."""
     measurements = measured(1.0, 25.0, 0.4, 0.3)
     for batch, tree in by_batch(measurements).items():
-        latency = measurements.latency(batch)
+        latency = measurements.latency(batch, samples=False)
         choice = choose(PRIOR, latency, 64, 8)
         assert tree.parents == choice.tree.parents
         assert tree.expected_tokens_per_step == choice.tree.expected_tokens
@@ -120,10 +123,29 @@ def test_each_class_has_its_own_vector() -> None:
     assert by_batch(measurements, vectors, name="sharp")[1].topology.node_count > 1
 
 
+def test_what_drawing_costs_is_charged_to_those_who_draw() -> None:
+    """Where only drawn tokens make trees dear, greedy requests keep theirs."""
+    dear = {key: Overhead(0.0, 500.0) if key[1] else NO_OVERHEAD for key in OVERHEADS}
+    measurements = replace(measured(1.0, 30.0, 0.2), overheads=dear)
+    assert by_batch(measurements, name="greedy")[1].topology.node_count > 1
+    assert by_batch(measurements, name="flat")[1].parents == (-1,)
+
+
+def test_overheads_are_times() -> None:
+    """An overhead below zero, or none at all, is refused by name."""
+    with pytest.raises(ValueError, match="tree_ms -1"):
+        Overhead(0.0, -1.0)
+    with pytest.raises(ValueError, match="plain_ms nan"):
+        Overhead(float("nan"), 0.0)
+
+
 def test_limits_hold() -> None:
     """No tree has more nodes than the workers take, or more levels than allowed."""
     measurements = Measurements(
-        {(1, 1): 30.0, (1, 2): 30.0}, {(1, 1): 0.1}, dict.fromkeys(BATCH_SIZES, 0.0), max_nodes=5
+        {(1, 1): 30.0, (1, 2): 30.0},
+        {(1, 1): 0.1},
+        dict.fromkeys(OVERHEADS, NO_OVERHEAD),
+        max_nodes=5,
     )
     topology = by_batch(measurements, max_levels=3)[1].topology
     assert topology.node_count == 5
@@ -133,7 +155,7 @@ def test_limits_hold() -> None:
 def test_only_loads_measured_on_both_workers_are_planned() -> None:
     """A load that one worker refuses to measure has no tree of its own."""
     measurements = Measurements(
-        {(1, 1): 30.0, (2, 1): 40.0}, {(1, 1): 1.0, (4, 1): 1.0}, {1: 0.0}, max_nodes=8
+        {(1, 1): 30.0, (2, 1): 40.0}, {(1, 1): 1.0, (4, 1): 1.0}, NONE_FOR_ONE, max_nodes=8
     )
     assert measurements.batch_sizes == (1,)
     assert {tree.batch_size for tree in plan_trees(measurements, SAME_FOR_ALL, 8)} == {1}
@@ -155,4 +177,4 @@ def test_unusable_measurements_are_refused(
 ) -> None:
     """Times from which no plan can be made are refused with the reason."""
     with pytest.raises(ValueError, match=message):
-        Measurements(target_ms, draft_ms, dict.fromkeys(BATCH_SIZES, 0.0), max_nodes=8)
+        Measurements(target_ms, draft_ms, dict.fromkeys(OVERHEADS, NO_OVERHEAD), max_nodes=8)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from planner.found_worker import FoundWorker, find
+from planner.measurements import NO_OVERHEAD
 from planner.profiler import doubling, profile
+from planner.step_time import STEPS
 from sequoia.errors import InvalidArgumentError, NotReadyError, Reason, SequoiaError
 from sequoia.messages import (
     ForwardTime,
+    GrownTree,
+    GrowTree,
     Prefill,
     Prefilled,
     ProfileSpec,
@@ -22,8 +28,9 @@ from sequoia.messages import (
     WorkerInfo,
 )
 from sequoia.rpc.channel import RpcChannel
-from sequoia.rpc.codec import CLOSE_SESSION, GET_INFO, PREFILL, PROFILE, VERIFY_TREE
+from sequoia.rpc.codec import CLOSE_SESSION, GET_INFO, GROW_TREE, PREFILL, PROFILE, VERIFY_TREE
 from sequoia.rpc.server import RpcServer
+from sequoia.tree import Tree
 
 INFO = WorkerInfo("model", "", 100, 4096, "float32", "cpu", 8, 2**20, 0, 0, 1024, "one")
 Seconds = Callable[[int, int], float]
@@ -37,7 +44,9 @@ class FakeWorker:
         self.batch_limit = batch_limit
         self.asked: list[tuple[int, int, int]] = []
         self.sessions: set[str] = set()
-        self.steps: list[int] = []
+        self.steps: list[tuple[int, int]] = []  # node count and number of each
+        self.features: list[int] = []  # rows that came with a step
+        self.step_seconds = 0.0
         self.failure: SequoiaError | None = None
         self.hangs = False
         self.kill: Callable[[], Awaitable[None]]
@@ -64,8 +73,16 @@ class FakeWorker:
         return Prefilled(0.0)
 
     async def verify(self, request: VerifyTree, _: Any) -> Verdict:
-        self.steps.append(request.header.step)
-        return Verdict((7,), device_seconds=0.0)
+        nodes = request.tree.topology.node_count
+        self.steps.append((nodes, request.header.step))
+        await asyncio.sleep(self.step_seconds * nodes)
+        return Verdict((7,) * nodes, features=np.zeros((nodes, 4), dtype=np.uint16))
+
+    async def grow(self, request: GrowTree, _: Any) -> GrownTree:
+        self.steps.append((request.topology.node_count, request.header.step))
+        self.features.append(0 if request.features is None else len(request.features))
+        await asyncio.sleep(self.step_seconds)
+        return GrownTree(Tree(request.topology, (7,) * request.topology.node_count))
 
     async def close(self, session_id: str, _: Any) -> None:
         self.sessions.remove(session_id)
@@ -82,6 +99,7 @@ async def served(worker: FakeWorker, info: WorkerInfo = INFO) -> AsyncIterator[F
     server.add_unary(GET_INFO, worker.get_info)
     server.add_unary(PREFILL, worker.prefill)
     server.add_steps(VERIFY_TREE, worker.verify)
+    server.add_steps(GROW_TREE, worker.grow)
     server.add_unary(CLOSE_SESSION, worker.close)
     channel = RpcChannel(f"127.0.0.1:{await server.start('127.0.0.1', 0)}")
     await server.set_serving(True)
@@ -109,10 +127,37 @@ async def test_tables_cover_every_size_and_load() -> None:
     }
     assert measured.target_ms[4, 8] == pytest.approx(128.0)
     assert measured.draft_ms[2, 16] == pytest.approx(3.6)
-    assert all(measured.call_ms[batch] > 0 for batch in measured.batch_sizes)
-    assert sorted(fake_target.steps) == sorted([*range(9)] * sum(measured.batch_sizes))
+    assert set(measured.overheads) == {(b, drawn) for b in (1, 2, 4, 8, 16) for drawn in (0, 1)}
     assert not fake_target.sessions
     assert measured.max_nodes == 48
+
+
+async def test_steps_are_measured_with_a_tree_and_without() -> None:
+    """What real steps take beyond the passes is the overhead, that of drafting in the tree's."""
+    fast: Seconds = lambda batch, nodes: 0.0001  # noqa: E731 a formula
+    target, draft = FakeWorker(fast), FakeWorker(fast)
+    target.step_seconds, draft.step_seconds = 0.004, 0.02
+    reading = replace(INFO, feature_size=4)
+    async with served(draft, reading) as at_draft, served(target) as at_target:
+        measured = await profile(at_draft, at_target, max_nodes=16, max_levels=4)
+    for overhead in measured.overheads.values():
+        assert overhead.plain_ms > 4
+        assert overhead.tree_ms > 9 * 4 + 20
+    alone = [step for nodes, step in target.steps if nodes == 1]
+    with_tree = [step for nodes, step in target.steps if nodes == 9]
+    assert sorted(alone) == sorted(with_tree) == sorted([*range(STEPS + 1)] * 2 * 31)
+    assert sorted(draft.steps) == sorted((9, step) for step in with_tree)
+    assert set(draft.features) == {0, 1}  # before the first token there are none
+    assert not draft.sessions
+
+
+async def test_beside_long_passes_nothing_else_is_measured() -> None:
+    """Steps of seconds are as long as their passes; no time is spent on measuring more."""
+    target = FakeWorker(lambda batch, nodes: 2.0)
+    async with served(FakeWorker(lambda batch, nodes: 0.01)) as draft, served(target) as at_target:
+        measured = await profile(draft, at_target, max_nodes=4, max_levels=3)
+    assert set(measured.overheads.values()) == {NO_OVERHEAD}
+    assert not target.steps
 
 
 async def test_sizes_that_cannot_pay_are_not_measured() -> None:

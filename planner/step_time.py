@@ -1,0 +1,127 @@
+"""How long steps really take, with all that is around the passes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from dataclasses import replace
+from statistics import median
+
+import numpy as np
+
+from planner.found_worker import CALL_SECONDS, FoundWorker
+from sequoia.messages import (
+    Features,
+    GrownTree,
+    GrowTree,
+    Prefill,
+    SessionSettings,
+    StepHeader,
+    Verdict,
+    VerifyTree,
+)
+from sequoia.rpc.codec import CLOSE_SESSION, GROW_TREE, PREFILL, VERIFY_TREE
+from sequoia.settings import DrawRule, SamplingSettings
+from sequoia.tree import ROOT_ONLY, Topology, Tree
+
+STEPS = 8
+FIRST_TOKEN_ID = 1
+
+
+async def step_ms(
+    draft: FoundWorker, target: FoundWorker, topology: Topology, batch_size: int, samples: bool
+) -> float:
+    """Median milliseconds of a step while `batch_size` sessions take theirs, each as fast as it can.
+
+    Measured rather than summed up from passes and calls: after a pass has gone through all weights, a
+    call finds its own code and data no longer in the caches; sessions that come a moment apart share
+    no pass; and where the workers share a machine, one session's drafting slows another's pass.
+
+    Args:
+        draft: it grows the tree, unless that is the root alone.
+        target: it checks the tree.
+        topology: of the tree, of which nothing is accepted.
+        batch_size: number of sessions.
+        samples: draw tokens at temperature 1, without replacement, rather than take the likeliest.
+
+    Raises:
+        SequoiaError: a worker was lost.
+    """
+    sessions = [_Session(draft, target, topology, samples) for _ in range(batch_size)]
+    try:
+        await asyncio.gather(*(session.open() for session in sessions))
+        seconds = await asyncio.gather(*(session.run() for session in sessions))
+    finally:
+        await asyncio.gather(*(session.close() for session in sessions))
+    return median(seconds) / STEPS * 1000
+
+
+class _Session:
+    """A session of the planner's own on both workers."""
+
+    def __init__(
+        self, draft: FoundWorker, target: FoundWorker, topology: Topology, samples: bool
+    ) -> None:
+        self._draft, self._target, self._topology = draft, target, topology
+        self._growing = draft.channel.steps(GROW_TREE)
+        self._verifying = target.channel.steps(VERIFY_TREE)
+        self._settings = SessionSettings(
+            SamplingSettings(temperature=1.0 if samples else 0.0),
+            DrawRule.WITHOUT_REPLACEMENT if samples else DrawRule.GREEDY,
+            0,
+            1,
+            target.info.vocabulary_size,
+            with_features=self._has_draft and draft.info.feature_size > 0,
+        )
+        self._session_id = f"planner-{uuid.uuid4().hex}"
+        self._token_id = FIRST_TOKEN_ID
+        self._features: Features | None = None  # of the position before the root
+        self._step = 0
+
+    @property
+    def _has_draft(self) -> bool:
+        return self._topology.node_count > 1
+
+    async def open(self) -> None:
+        prefill = Prefill(self._session_id, (self._token_id,), 0, self._settings)
+        await self._target.channel.call(PREFILL, prefill, timeout=CALL_SECONDS)
+        if self._has_draft:
+            own = replace(prefill, settings=replace(self._settings, with_features=False))
+            await self._draft.channel.call(PREFILL, own, timeout=CALL_SECONDS)
+
+    async def run(self) -> float:
+        """Seconds of the steps after the first, which opens the calls."""
+        await self._take_step()
+        started = time.perf_counter()
+        for _ in range(STEPS):
+            await self._take_step()
+        return time.perf_counter() - started
+
+    async def _take_step(self) -> None:
+        header = StepHeader(self._session_id, self._step, self._step + 1)
+        grown = await self._grow(header)
+        supports = tuple(q.token_ids for q in grown.distributions)
+        request = VerifyTree(header, grown.tree, supports)
+        verdict = await self._verifying.take(request, CALL_SECONDS)
+        self._go_on(verdict)
+
+    async def _grow(self, header: StepHeader) -> GrownTree:
+        if not self._has_draft:
+            return GrownTree(Tree(ROOT_ONLY, (self._token_id,)))
+        request = GrowTree(header, self._token_id, self._topology, self._features)
+        return await self._growing.take(request, CALL_SECONDS)
+
+    def _go_on(self, verdict: Verdict) -> None:
+        """Commit the target's own token, as if it had accepted none of the tree's."""
+        self._step += 1
+        self._token_id = verdict.token_ids[0]
+        if verdict.features is not None:
+            self._features = np.ascontiguousarray(verdict.features[:1])
+
+    async def close(self) -> None:
+        self._growing.close()
+        self._verifying.close()
+        workers = [self._target, *([self._draft] if self._has_draft else [])]
+        for worker in workers:
+            await worker.channel.call(CLOSE_SESSION, self._session_id, timeout=CALL_SECONDS)
