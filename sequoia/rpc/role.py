@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -63,6 +64,9 @@ async def serve(
 
 async def _become_ready(server: RpcServer, get_ready: Callable[[], Awaitable[None]]) -> None:
     await get_ready()
+    # What was loaded stays to the end: collections need not look through it, the one at exit least.
+    gc.collect()
+    gc.freeze()
     await server.set_serving(True)
     log.info("ready")
 
