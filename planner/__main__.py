@@ -19,8 +19,8 @@ def main(
     redis: config.RedisUrl = None,
     host: config.Host = "127.0.0.1",
     port: config.Port = 50054,
-    max_nodes: config.MaxNodes = 64,
-    max_levels: config.MaxLevels = 8,
+    max_nodes: config.MaxNodes = None,
+    max_levels: config.MaxLevels = None,
     replan_interval: config.ReplanSeconds = 5.0,
     log_level: config.LogLevelOption = config.LogLevel.INFO,
 ) -> None:

@@ -10,6 +10,7 @@ from sequoia.rpc.channel import RpcChannel
 from sequoia.rpc.codec import GET_INFO
 
 CALL_SECONDS = 10.0
+PASSES_PER_CALL = 8  # that a call may wait for, its own among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,11 @@ class FoundWorker:
 
     channel: RpcChannel
     info: WorkerInfo
+
+    @property
+    def call_seconds(self) -> float:
+        """The time to give to a call that takes a pass."""
+        return CALL_SECONDS + PASSES_PER_CALL * self.info.pass_seconds
 
 
 async def find(channel: RpcChannel) -> FoundWorker:

@@ -41,6 +41,7 @@ class Measurements:
         draft_ms: one draft pass, by (sequences, width of the level that each of them reads).
         overheads: what a step takes beside its passes, by (sequences, whether tokens are drawn).
         max_nodes: largest tree that both workers take.
+        pass_nodes: most nodes of a target's pass, all sequences together; None for no bound.
 
     Raises:
         ValueError: no load measured on both workers, no time for one node, or a time that is none.
@@ -50,6 +51,7 @@ class Measurements:
     draft_ms: Times
     overheads: Mapping[tuple[int, bool], Overhead]
     max_nodes: int
+    pass_nodes: int | None = None
 
     def __post_init__(self) -> None:
         if not self.batch_sizes:

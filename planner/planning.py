@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from planner.measurements import Measurements
+from planner.scope import largest_tree
 from planner.solver import choose
 from sequoia.plans import GREEDY, REQUEST_CLASSES, PlannedTree
 
@@ -49,7 +50,8 @@ def _plan_tree(
     max_levels: int,
 ) -> PlannedTree:
     latency = measurements.latency(batch_size, samples=name != GREEDY)
-    choice = choose(vector, latency, measurements.max_nodes, max_levels)
+    largest = largest_tree(measurements.max_nodes, measurements.pass_nodes, batch_size)
+    choice = choose(vector, latency, largest, max_levels)
     if choice.speedup < LEAST_SPEEDUP:
         choice = choose(vector, latency, 1, max_levels)
     return PlannedTree(

@@ -14,6 +14,7 @@ from planner.found_worker import FoundWorker, find
 from planner.measurements import Measurements, Times
 from planner.planning import plan_trees
 from planner.profiler import profile
+from planner.scope import Scope, scope_for
 from sequoia.errors import NotReadyError, SequoiaError
 from sequoia.plans import REQUEST_CLASSES, Plan, PlanError, PlanStore, pair_name
 from sequoia.rpc.channel import RpcChannel
@@ -35,8 +36,8 @@ class PlannerSettings:
     target_address: str
     draft_address: str
     redis_url: str
-    max_nodes: int = 64
-    max_levels: int = 8
+    max_nodes: int | None = None  # None: by the target's placement
+    max_levels: int | None = None
     replan_seconds: float = 5.0
 
 
@@ -46,6 +47,7 @@ class Basis:
 
     measurements: Measurements
     vectors: Mapping[str, tuple[float, ...]]  # a_1..a_k by request class
+    max_levels: int
 
     def departs_from(self, published: Basis | None) -> str:
         """Why a new plan is due if the last one rests on `published`; empty when none is."""
@@ -97,7 +99,7 @@ class PlannerService:
             async with self._lock:
                 draft, target = await find(self._draft), await find(self._target)
                 measurements = await self._measure(draft, target)
-                basis = Basis(measurements, await self._estimate(draft, target))
+                basis = await self._basis(draft, target, measurements)
                 return await self._publish(basis, "asked for")
         except (RedisError, OSError) as error:
             raise NotReadyError(f"Redis is unavailable: {error}") from error
@@ -130,15 +132,14 @@ class PlannerService:
                 measurements = self._measured[1]
             else:
                 measurements = await self._measure(draft, target)
-            basis = Basis(measurements, await self._estimate(draft, target))
+            basis = await self._basis(draft, target, measurements)
             cause = basis.departs_from(self._published) or await self._loss()
             if cause:
                 await self._publish(basis, cause)
 
     async def _measure(self, draft: FoundWorker, target: FoundWorker) -> Measurements:
         log.info("measuring", draft=draft.info.model, target=target.info.model)
-        limits = self.settings.max_nodes, self.settings.max_levels
-        measurements = await profile(draft, target, *limits)
+        measurements = await profile(draft, target, self._scope(target))
         self._measured = _instances(draft, target), measurements
         log.info(
             "measured",
@@ -153,6 +154,15 @@ class PlannerService:
             },
         )
         return measurements
+
+    async def _basis(
+        self, draft: FoundWorker, target: FoundWorker, measurements: Measurements
+    ) -> Basis:
+        vectors = await self._estimate(draft, target)
+        return Basis(measurements, vectors, self._scope(target).max_levels)
+
+    def _scope(self, target: FoundWorker) -> Scope:
+        return scope_for(target.info, self.settings.max_nodes, self.settings.max_levels)
 
     async def _estimate(
         self, draft: FoundWorker, target: FoundWorker
@@ -173,7 +183,7 @@ class PlannerService:
 
     async def _publish(self, basis: Basis, cause: str) -> Plan:
         trees = await asyncio.to_thread(
-            plan_trees, basis.measurements, basis.vectors, self.settings.max_levels
+            plan_trees, basis.measurements, basis.vectors, basis.max_levels
         )
         plan = await self._store.publish(trees, after=self.plan.version if self.plan else 0)
         self.plan, self._published = plan, basis

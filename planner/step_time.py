@@ -10,7 +10,7 @@ from statistics import median
 
 import numpy as np
 
-from planner.found_worker import CALL_SECONDS, FoundWorker
+from planner.found_worker import FoundWorker
 from sequoia.messages import (
     Features,
     GrownTree,
@@ -85,10 +85,10 @@ class _Session:
 
     async def open(self) -> None:
         prefill = Prefill(self._session_id, (self._token_id,), 0, self._settings)
-        await self._target.channel.call(PREFILL, prefill, timeout=CALL_SECONDS)
+        await self._target.channel.call(PREFILL, prefill, timeout=self._target.call_seconds)
         if self._has_draft:
             own = replace(prefill, settings=replace(self._settings, with_features=False))
-            await self._draft.channel.call(PREFILL, own, timeout=CALL_SECONDS)
+            await self._draft.channel.call(PREFILL, own, timeout=self._draft.call_seconds)
 
     async def run(self) -> float:
         """Seconds of the steps after the first, which opens the calls."""
@@ -103,14 +103,14 @@ class _Session:
         grown = await self._grow(header)
         supports = tuple(q.token_ids for q in grown.distributions)
         request = VerifyTree(header, grown.tree, supports)
-        verdict = await self._verifying.take(request, CALL_SECONDS)
+        verdict = await self._verifying.take(request, self._target.call_seconds)
         self._go_on(verdict)
 
     async def _grow(self, header: StepHeader) -> GrownTree:
         if not self._has_draft:
             return GrownTree(Tree(ROOT_ONLY, (self._token_id,)))
         request = GrowTree(header, self._token_id, self._topology, self._features)
-        return await self._growing.take(request, CALL_SECONDS)
+        return await self._growing.take(request, self._draft.call_seconds)
 
     def _go_on(self, verdict: Verdict) -> None:
         """Commit the target's own token, as if it had accepted none of the tree's."""
@@ -124,4 +124,4 @@ class _Session:
         self._verifying.close()
         workers = [self._target, *([self._draft] if self._has_draft else [])]
         for worker in workers:
-            await worker.channel.call(CLOSE_SESSION, self._session_id, timeout=CALL_SECONDS)
+            await worker.channel.call(CLOSE_SESSION, self._session_id, timeout=worker.call_seconds)

@@ -16,6 +16,8 @@ import typer
 
 PREFIX = "SEQUOIA_"
 DEFAULT_TARGET = "smollm2-135m-instruct"
+SIZE = re.compile(r"^(\d+(?:\.\d+)?)(KiB|MiB|GiB)?$")
+UNITS = {None: 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 ADDRESS = re.compile(r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):(\d{1,5})$")
 
 
@@ -35,6 +37,14 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
+class Placement(StrEnum):
+    """Where a target's weights are."""
+
+    AUTO = "auto"
+    ON_CHIP = "on-chip"
+    OFFLOAD = "offload"
+
+
 class LogLevel(StrEnum):
     """The least severe level that is written."""
 
@@ -52,6 +62,17 @@ def read_address(value: str | None) -> str | None:
     if not match or not 0 < int(match.group(2)) < 65536:
         raise typer.BadParameter(f"{value!r} is not HOST:PORT with a port from 1 to 65535")
     return value
+
+
+def read_size(value: str | int) -> int:
+    """Bytes of `4GiB`, `512MiB`, `64KiB` or a plain number; typer's parser of sizes."""
+    match = SIZE.match(str(value))
+    if not match:
+        raise typer.BadParameter(f"{value!r} is not a number of bytes, such as 4GiB or 536870912")
+    byte_count = round(float(match.group(1)) * UNITS[match.group(2)])
+    if byte_count < 1:
+        raise typer.BadParameter(f"{value!r} is not above 0")
+    return byte_count
 
 
 def _redis_url(value: str | None) -> str | None:
@@ -118,6 +139,35 @@ DeviceOption = Annotated[
     Device,
     typer.Option("--device", envvar="SEQUOIA_DEVICE", help="auto: a GPU where there is one."),
 ]
+PlacementOption = Annotated[
+    Placement,
+    typer.Option(
+        "--placement",
+        envvar="SEQUOIA_PLACEMENT",
+        help="on-chip: the target's weights stay on its device; offload: they are streamed through "
+        "it at every pass; auto: on-chip where they fit.",
+    ),
+]
+DeviceMemory = Annotated[
+    int | None,
+    typer.Option(
+        envvar="SEQUOIA_DEVICE_MEMORY",
+        parser=read_size,
+        metavar="BYTES",
+        help="Most memory of the target on its device, such as 4GiB; on a CPU, of its process. "
+        "Default: most of what is free.",
+    ),
+]
+HostMemory = Annotated[
+    int | None,
+    typer.Option(
+        envvar="SEQUOIA_HOST_MEMORY",
+        parser=read_size,
+        metavar="BYTES",
+        help="Most memory of the host for a target that is streamed to a GPU; what does not fit is "
+        "read from disk. Default: most of what is free.",
+    ),
+]
 SessionLimit = Annotated[
     int,
     typer.Option(envvar="SEQUOIA_SESSION_LIMIT", min=1, max=65536, help="Most sessions at a time."),
@@ -129,6 +179,16 @@ KvCacheLimit = Annotated[
         envvar="SEQUOIA_KV_CACHE_LIMIT_BYTES",
         min=2**20,
         help="Most bytes of KV cache over all sessions.",
+    ),
+]
+TargetKvCacheLimit = Annotated[
+    int | None,
+    typer.Option(
+        "--kv-cache-limit-bytes",
+        envvar="SEQUOIA_KV_CACHE_LIMIT_BYTES",
+        min=2**20,
+        help="Most bytes of KV cache over all sessions. Default: 4 GiB; of a target that is "
+        "offloaded, a quarter of its device memory at most.",
     ),
 ]
 BatchLimit = Annotated[
@@ -197,7 +257,8 @@ CallSeconds = Annotated[
         "--call-timeout",
         envvar="SEQUOIA_CALL_TIMEOUT",
         min=0.1,
-        help="Seconds that one call to a worker may take; opening a session, 10 ms more per token.",
+        help="Seconds that one call to a worker may take beside its passes; opening a session, "
+        "100 ms more per token.",
     ),
 ]
 DraftSeconds = Annotated[
@@ -210,15 +271,21 @@ DraftSeconds = Annotated[
     ),
 ]
 MaxNodes = Annotated[
-    int,
+    int | None,
     typer.Option(
-        envvar="SEQUOIA_MAX_NODES", min=1, max=1024, help="Most nodes that a plan may choose."
+        envvar="SEQUOIA_MAX_NODES",
+        min=1,
+        max=1024,
+        help="Most nodes that a plan may choose. Default: 64; for a target that is offloaded, 1024.",
     ),
 ]
 MaxLevels = Annotated[
-    int,
+    int | None,
     typer.Option(
-        envvar="SEQUOIA_MAX_LEVELS", min=1, max=64, help="Most levels that a plan may choose."
+        envvar="SEQUOIA_MAX_LEVELS",
+        min=1,
+        max=64,
+        help="Most levels that a plan may choose. Default: 8; for a target that is offloaded, 24.",
     ),
 ]
 ReplanSeconds = Annotated[

@@ -40,6 +40,9 @@ class LaunchOptions:
 
     Attributes:
         threads: of each worker on a CPU; 0 leaves it to torch.
+        placement: of the target; None leaves it to the target's own default.
+        device_memory: bytes for the target on its device; None for most of what is free.
+        host_memory: bytes of the host for a target that is streamed to a GPU.
         replan_seconds: between the planner's looks at the statistics; None leaves it to the planner.
     """
 
@@ -53,6 +56,23 @@ class LaunchOptions:
     log_level: str = "info"
     threads: int = 0
     replan_seconds: float | None = None
+    placement: str | None = None
+    device_memory: int | None = None
+    host_memory: int | None = None
+
+    def placing(self) -> list[str]:
+        """The target's flags that say where its weights go."""
+        values = {
+            "--placement": self.placement,
+            "--device-memory": self.device_memory,
+            "--host-memory": self.host_memory,
+        }
+        return [
+            word
+            for name, value in values.items()
+            if value is not None
+            for word in (name, str(value))
+        ]
 
 
 class RoleProcess:
@@ -234,7 +254,7 @@ class LocalSystem:
         self._say("starting the draft and target workers")
         if options.threads:
             model += ["--threads", str(options.threads)]
-        target = self._launch("target_service", model)
+        target = self._launch("target_service", [*model, *options.placing()])
         draft = self._launch("draft_service", [*model, *draft_options])
         target.wait_until_listening()
         draft.wait_until_listening()

@@ -148,6 +148,8 @@ class WorkerInfo:
     instance_id: str
     feature_size: int = 0
     kv_bytes_per_token: int = 0  # of all layers; 0: not known
+    placement: str = "on-chip"  # or offload
+    pass_seconds: float = 0.0  # of a pass over a few tokens
 
 
 @dataclass(frozen=True, slots=True)

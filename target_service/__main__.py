@@ -18,9 +18,12 @@ def main(
     port: config.Port = 50053,
     dtype: config.DTypeOption = config.DType.AUTO,
     device: config.DeviceOption = config.Device.AUTO,
+    placement: config.PlacementOption = config.Placement.AUTO,
+    device_memory: config.DeviceMemory = None,
+    host_memory: config.HostMemory = None,
     threads: config.Threads = 0,
     session_limit: config.SessionLimit = 64,
-    kv_cache_limit_bytes: config.KvCacheLimit = 4 * 2**30,
+    kv_cache_limit_bytes: config.TargetKvCacheLimit = None,
     batch_limit: config.BatchLimit = 32,
     node_limit: config.NodeLimit = 1024,
     log_level: config.LogLevelOption = config.LogLevel.INFO,
@@ -31,15 +34,25 @@ def main(
     # Torch and transformers take seconds to import; wrong options should fail before that.
     from sequoia.rpc.codec import VERIFY_TREE
     from sequoia.runtime.device import DeviceThread
+    from sequoia.runtime.offload.placement import PlacementOptions
     from sequoia.runtime.pairing import load_target_worker
     from sequoia.runtime.service import serve_worker
     from sequoia.runtime.worker import WorkerLimits
     from target_service.verifier import Verifier
 
-    limits = WorkerLimits(session_limit, kv_cache_limit_bytes, node_limit, batch_limit)
+    options = PlacementOptions(
+        placement, device_memory, host_memory, kv_cache_limit_bytes, node_limit
+    )
 
     def load(device_thread: DeviceThread) -> Verifier:
-        parts = load_target_worker(target, dtype, device)
+        parts = load_target_worker(target, dtype, device, options)
+        limits = WorkerLimits(
+            session_limit,
+            parts.kv_cache_limit_bytes,
+            node_limit,
+            batch_limit,
+            pass_tokens=parts.pass_tokens,
+        )
         return Verifier(parts.name, parts.model, parts.tokenizer_sha256, limits, device_thread)
 
     run(serve_worker(VERIFY_TREE, load, host, port, threads, batch_limit))

@@ -23,7 +23,7 @@ from sequoia.runtime.features import pack_features
 from sequoia.runtime.forward import PassOutput
 from sequoia.runtime.segment import Segment
 from sequoia.runtime.sessions import Session
-from sequoia.runtime.worker import ModelWorker
+from sequoia.runtime.worker import ModelWorker, shared_passes
 from sequoia.sampling import draw_indices, favourites, penalise, warp, warped_probs
 from sequoia.settings import DrawRule
 from sequoia.tree import Tree
@@ -81,7 +81,13 @@ class Verifier(ModelWorker[VerifyTree, Verdict]):
             favourites(output.logits)
 
     def run_steps(self, steps: Sequence[Step]) -> list[tuple[Tree, Verdict]]:
-        """See `ModelWorker.run_steps`."""
+        """See `ModelWorker.run_steps`; steps whose trees are too much for one pass share several."""
+        passes = shared_passes(
+            [request.tree.topology.node_count for _, request in steps], self.limits.pass_tokens
+        )
+        return [answer for share in passes for answer in self._run_pass(steps[share])]
+
+    def _run_pass(self, steps: Sequence[Step]) -> list[tuple[Tree, Verdict]]:
         started = time.perf_counter()
         outputs = self.model.forward(
             [_segment(session, request.tree) for session, request in steps]

@@ -19,6 +19,7 @@ from sequoia.rpc.codec import GET_INFO, GROW_TREE, VERIFY_TREE
 from sequoia.rpc.generation_codec import GENERATE
 from sequoia.rpc.method import Method
 from sequoia.rpc.server import RpcServer
+from sequoia.runtime.offload.placement import PlacementOptions
 from sequoia.runtime.pairing import load_draft_worker, load_target_worker
 from sequoia.runtime.service import WorkerService
 from sequoia.runtime.worker import WorkerLimits
@@ -55,13 +56,16 @@ class Generated:
 class TargetRole:
     """A target worker that can be stopped and started again on its port."""
 
-    def __init__(self, folder: Path, limits: WorkerLimits) -> None:
+    def __init__(
+        self, folder: Path, limits: WorkerLimits, placement: PlacementOptions | None = None
+    ) -> None:
         self.folder, self.limits, self.port = folder, limits, 0
+        self.placement = placement
         self.worker: Verifier | None = None
         self.server: RpcServer | None = None
 
     async def start(self) -> None:
-        parts = load_target_worker(str(self.folder), "float32", "cpu")
+        parts = load_target_worker(str(self.folder), "float32", "cpu", self.placement)
         self.worker = Verifier(parts.name, parts.model, parts.tokenizer_sha256, self.limits)
         self.server = RpcServer()
         service: WorkerService[VerifyTree, Verdict] = WorkerService(self.server, VERIFY_TREE)
@@ -199,11 +203,12 @@ async def running_stack(
     target_folder: Path,
     draft_folder: Path,
     limits: WorkerLimits | None = None,
+    placement: PlacementOptions | None = None,
     **settings: Any,
 ) -> AsyncIterator[Stack]:
     """Start all roles, yield them, and stop them again; settings as of `running_coordinator`."""
     limits = limits or WorkerLimits()
-    target = TargetRole(target_folder, limits)
+    target = TargetRole(target_folder, limits, placement)
     draft = DraftRole(draft_folder, target_folder, limits)
     async with AsyncExitStack() as cleanup:
         for role in (target, draft):

@@ -30,10 +30,21 @@ def demo(
     draft: config.Draft = None,
     dtype: config.DTypeOption = config.DType.AUTO,
     device: config.DeviceOption = config.Device.AUTO,
+    placement: config.PlacementOption = config.Placement.AUTO,
+    device_memory: config.DeviceMemory = None,
+    host_memory: config.HostMemory = None,
 ) -> None:
     """Start everything, generate a text with and without speculation, show the figures, stop."""
     interrupt_on_terminate()
-    options = LaunchOptions(target, draft, dtype=dtype, device=device)
+    options = LaunchOptions(
+        target,
+        draft,
+        dtype=dtype,
+        device=device,
+        placement=placement,
+        device_memory=device_memory,
+        host_memory=host_memory,
+    )
     try:
         with quiet_system(options) as system:
             _run(system)

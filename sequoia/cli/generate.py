@@ -89,6 +89,9 @@ def generate(
     draft: config.Draft = None,
     dtype: config.DTypeOption = config.DType.AUTO,
     device: config.DeviceOption = config.Device.AUTO,
+    placement: config.PlacementOption = config.Placement.AUTO,
+    device_memory: config.DeviceMemory = None,
+    host_memory: config.HostMemory = None,
 ) -> None:
     """Generate the continuation of a prompt; model options apply when no address is given."""
     interrupt_on_terminate()
@@ -102,7 +105,15 @@ def generate(
             stop_strings=tuple(stop or ()),
             disable_speculation=no_speculation,
         )
-        options = LaunchOptions(target, draft, dtype=dtype, device=device)
+        options = LaunchOptions(
+            target,
+            draft,
+            dtype=dtype,
+            device=device,
+            placement=placement,
+            device_memory=device_memory,
+            host_memory=host_memory,
+        )
         show = _silent if as_json else show_text
         if address:
             answer = asyncio.run(ask(address, request, show))

@@ -21,6 +21,9 @@ def up(
     redis: config.RedisUrl = None,
     dtype: config.DTypeOption = config.DType.AUTO,
     device: config.DeviceOption = config.Device.AUTO,
+    placement: config.PlacementOption = config.Placement.AUTO,
+    device_memory: config.DeviceMemory = None,
+    host_memory: config.HostMemory = None,
     log_level: config.LogLevelOption = config.LogLevel.INFO,
 ) -> None:
     """Run Redis, planner, both workers and the coordinator until Ctrl-C or SIGTERM.
@@ -29,7 +32,19 @@ def up(
     """
     interrupt_on_terminate()
     configure_logging("launcher", log_level)
-    options = LaunchOptions(target, draft, host, port, redis, dtype, device, log_level)
+    options = LaunchOptions(
+        target,
+        draft,
+        host,
+        port,
+        redis,
+        dtype,
+        device,
+        log_level,
+        placement=placement,
+        device_memory=device_memory,
+        host_memory=host_memory,
+    )
     try:
         fetch_models(options)
         with LocalSystem(options) as system:

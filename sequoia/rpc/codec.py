@@ -331,13 +331,16 @@ def _decode_verdict(data: bytes) -> m.Verdict:
 
 def _encode_info(info: m.WorkerInfo) -> bytes:
     fields = {name: getattr(info, name) for name in m.WorkerInfo.__dataclass_fields__}
-    return worker_pb2.GetInfoResponse(**fields).SerializeToString()
+    pass_time = encode_seconds(fields.pop("pass_seconds"))
+    return worker_pb2.GetInfoResponse(**fields, pass_time=pass_time).SerializeToString()
 
 
 def _decode_info(data: bytes) -> m.WorkerInfo:
     message = parse(worker_pb2.GetInfoResponse, data)
+    names = m.WorkerInfo.__dataclass_fields__.keys() - {"pass_seconds"}
     return m.WorkerInfo(
-        **{name: getattr(message, name) for name in m.WorkerInfo.__dataclass_fields__}
+        **{name: getattr(message, name) for name in names},
+        pass_seconds=decode_seconds(message.pass_time),
     )
 
 

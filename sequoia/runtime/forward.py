@@ -38,13 +38,16 @@ class TreeModel:
     and the feature, end to end; None for a model that reads tokens alone. `feature_size` counts the
     elements of the features that the model reads, or else of those that it makes; `hidden_size` those
     of the ones that it makes. A draft for a widened target reads wider ones than it makes, and takes
-    its own with zeros behind them, as that target's are.
+    its own with zeros behind them, as that target's are. `placement` says where the weights are,
+    `on-chip` or `offload`, and `pass_seconds` what a pass over a few tokens took when that was tried.
     """
 
     def __init__(
         self, model: Any, token_ids: Tensor | None = None, fusion: nn.Linear | None = None
     ) -> None:
         self.model = model.eval()
+        self.placement = "on-chip"
+        self.pass_seconds = 0.0
         self.token_ids = token_ids
         self.reads_features = fusion is not None
         self.hidden_size = int(model.get_output_embeddings().weight.shape[1])
@@ -169,6 +172,21 @@ class TreeModel:
             )
             made.append(output.features)
         return torch.cat(made)
+
+    @torch.inference_mode()
+    def plain_ends(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """Logits behind the last token of each of several sequences, fp32 `[sequences, output rows]`.
+
+        One pass, which runs as transformers has it. Shorter sequences are filled up behind their
+        ends, where a causal model does not look. Features count as zeros.
+        """
+        ends = torch.tensor([len(sequence) - 1 for sequence in sequences])
+        token_ids = torch.zeros(len(sequences), int(ends.max()) + 1, dtype=torch.long)
+        for row, sequence in enumerate(sequences):
+            token_ids[row, : len(sequence)] = torch.tensor(sequence)
+        logits: Tensor = self.model(**self._inputs(token_ids, []), use_cache=False).logits
+        self._taken()
+        return logits[torch.arange(len(sequences)), ends].float()
 
     @torch.inference_mode()
     def plain(self, token_ids: Sequence[int], features: Tensor | None = None) -> PassOutput:

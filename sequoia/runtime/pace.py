@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from sequoia.runtime.forward import PREFILL_CHUNK
 
-LEAST_TOKENS = 16  # a pass over fewer takes hardly less time
+LEAST_TOKENS = 16
 MOST_TOKENS = PREFILL_CHUNK
 RECENT_SECONDS = 1.0
 RECENT_STEPS = 4.0
@@ -18,11 +18,15 @@ NEWEST_WEIGHT = 0.5  # of the newest measurement in a running estimate
 class Pace:
     """Running estimates of the time of a step and of a prompt's token, both in seconds.
 
-    The device thread reports and asks; the event loop says which steps wait.
+    The device thread reports and asks; the event loop says which steps wait. A pass over fewer than
+    `least_tokens` takes hardly less time.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.perf_counter, least_tokens: int = LEAST_TOKENS
+    ) -> None:
         self.clock = clock
+        self.least_tokens = least_tokens
         self.step_seconds: float | None = None
         self.token_seconds: float | None = None
         self._last_step = float("-inf")
@@ -44,7 +48,7 @@ class Pace:
 
     def has_read(self, token_count: int, seconds: float) -> None:
         """A pass over prompts took so long; short ones tell little of what a token costs."""
-        if token_count >= LEAST_TOKENS:
+        if token_count >= self.least_tokens:
             self.token_seconds = _updated(self.token_seconds, seconds / token_count)
 
     def token_budget(self) -> int:
@@ -57,8 +61,9 @@ class Pace:
         if not self._is_stepping():
             return MOST_TOKENS
         if self.step_seconds is None or not self.token_seconds:
-            return LEAST_TOKENS
-        return min(max(int(self.step_seconds / self.token_seconds), LEAST_TOKENS), MOST_TOKENS)
+            return self.least_tokens
+        affordable = int(self.step_seconds / self.token_seconds)
+        return min(max(affordable, self.least_tokens), MOST_TOKENS)
 
     def _is_stepping(self) -> bool:
         recent = max(RECENT_SECONDS, RECENT_STEPS * (self.step_seconds or 0.0))

@@ -15,9 +15,9 @@ from sequoia.runtime.loading import (
     choose_device,
     choose_dtype,
     load_draft,
-    load_model,
 )
 from sequoia.runtime.native.library import NativeUnavailableError
+from sequoia.runtime.offload.placement import PlacementOptions, place_target
 from sequoia.runtime.packing import pack_linear_layers
 from sequoia.runtime.selfcheck import check_tree_attention
 from sequoia.runtime.tokenization import load_tokenizer, tokenizer_sha256
@@ -34,17 +34,31 @@ class LoadedModel:
     tokenizer_sha256: str
 
 
-def load_target_worker(target: str, dtype: str, device: str) -> LoadedModel:
-    """Load a target.
+@dataclass(frozen=True, slots=True)
+class LoadedTarget(LoadedModel):
+    """The same of a target, with what its placement leaves for sessions (see `PlacedModel`)."""
+
+    kv_cache_limit_bytes: int
+    pass_tokens: int | None
+
+
+def load_target_worker(
+    target: str, dtype: str, device: str, placement: PlacementOptions | None = None
+) -> LoadedTarget:
+    """Load a target, where `placement` wants it.
 
     Raises:
-        ModelError: it cannot be found, loaded, or does not attend over trees.
+        ModelError: it cannot be found, loaded or placed, or does not attend over trees.
     """
     started = time.perf_counter()
     folder = resolve(target)
-    place = choose_device(device)
-    model = load_model(folder, choose_dtype(dtype, place), place)
-    return _checked(target, model, tokenizer_sha256(load_tokenizer(folder)), started)
+    fingerprint = tokenizer_sha256(load_tokenizer(folder))
+    device_ = choose_device(device)
+    options = placement or PlacementOptions()
+    placed = place_target(folder, choose_dtype(dtype, device_), device_, options)
+    _check(target, placed.model, started)
+    limits = placed.kv_cache_limit_bytes, placed.pass_tokens
+    return LoadedTarget(target, placed.model, fingerprint, *limits)
 
 
 def load_draft_worker(draft: str | None, target: str, dtype: str, device: str) -> LoadedModel:
@@ -62,27 +76,29 @@ def load_draft_worker(draft: str | None, target: str, dtype: str, device: str) -
     target_folder = resolve(target) if borrows else None
     place = choose_device(device)
     model = load_draft(folder, target_folder, choose_dtype(dtype, place), place)
-    tokenizer = load_tokenizer(target_folder or folder)
-    return _checked(reference, model, tokenizer_sha256(tokenizer), started)
+    fingerprint = tokenizer_sha256(load_tokenizer(target_folder or folder))
+    _check(reference, model, started)
+    return LoadedModel(reference, model, fingerprint)
 
 
-def _checked(name: str, model: TreeModel, fingerprint: str, started: float) -> LoadedModel:
-    check_tree_attention(model, lambda: _prepare(model))
+def _check(name: str, model: TreeModel, started: float) -> None:
+    model.pass_seconds = check_tree_attention(model, lambda: _prepare(model))
     log.info(
         "model loaded",
         model=name,
         engine=model.engine,
+        placement=model.placement,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         threads=torch.get_num_threads(),
+        pass_seconds=round(model.pass_seconds, 4),
         seconds=round(time.perf_counter() - started, 2),
     )
-    return LoadedModel(name, model, fingerprint)
 
 
 def _prepare(model: TreeModel) -> None:
     """Bring a model's weights into the form in which this machine reads them fastest."""
-    if model.device.type != "cpu":
+    if model.device.type != "cpu" or model.placement == "offload":
         return
     try:
         model.compile(torch.get_num_threads())

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 PATIENCE = 1.5  # times as long as sessions usually take to come back
 NEWEST_WEIGHT = 0.2  # of the newest gap in the running estimate
+LONG_PASS = 20  # times as long as the wait: then the last one to miss it would lose more
 
 
 class Rendezvous:
@@ -47,8 +48,9 @@ class Rendezvous:
     def patience(self, waiting_count: int, waiting_since: float) -> float:
         """Seconds that so many steps, the first of them here since then, should still wait for others.
 
-        Not once most are here: those who wait would lose more than the rest gains. And no longer than
-        a pass takes: a second pass would be over by then.
+        Not once most are here: those who wait would lose more than the rest gains; unless a pass is
+        so long that the wait is little to anybody. And no longer than a pass takes: a second pass would
+        be over by then.
         """
         if self.gap_seconds is None:
             return 0.0
@@ -56,7 +58,7 @@ class Rendezvous:
         self._answered_at = {
             session_id: at for session_id, at in self._answered_at.items() if at + longest > now
         }
-        if len(self._answered_at) < waiting_count:
+        if len(self._answered_at) < waiting_count and self._pass_seconds < LONG_PASS * longest:
             return 0.0
         latest = max(self._answered_at.values(), default=now - longest)
         return max(min(latest + longest, waiting_since + self._pass_seconds) - now, 0.0)

@@ -8,6 +8,7 @@ far from the start (chunks, windows that a model masks by itself) is refused by 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -28,13 +29,16 @@ TREE = Topology((-1, 0, 0, 1, 2, 2))
 TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.4}
 
 
-def check_tree_attention(model: TreeModel, prepare: Callable[[], None] = lambda: None) -> None:
+def check_tree_attention(model: TreeModel, prepare: Callable[[], None] = lambda: None) -> float:
     """Compare a small tree with the sequences along its paths.
 
     Args:
         model: as transformers loaded it.
         prepare: brings the model into the form that it serves in. Called between the sequences and the
             tree, so that this form is checked against transformers'.
+
+    Returns:
+        Seconds that the pass over the tree took.
 
     Raises:
         ModelError: the model cannot run a tree, or says something else on it.
@@ -46,7 +50,7 @@ def check_tree_attention(model: TreeModel, prepare: Callable[[], None] = lambda:
     try:
         expected = _along_paths(model)
         prepare()
-        deviation = _tree_deviation(model, expected)
+        deviation, seconds = _tree_deviation(model, expected)
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
         raise ModelError(
             f"this model cannot be run over a token tree: {type(error).__name__}: {error}"
@@ -57,6 +61,7 @@ def check_tree_attention(model: TreeModel, prepare: Callable[[], None] = lambda:
             f"this model does not follow a tree mask: log probabilities differ by {deviation:.3g} "
             f"from those of plain sequences (limit {limit:g})"
         )
+    return seconds
 
 
 def _tokens(model: TreeModel) -> tuple[list[int], tuple[int, ...]]:
@@ -71,14 +76,19 @@ def _along_paths(model: TreeModel) -> Tensor:
     """Log probabilities at every node, `[nodes, output rows]`, each from a sequence of its own."""
     prefix, nodes = _tokens(model)
     paths = [[nodes[0], *(nodes[i] for i in TREE.path(n))] for n in range(TREE.node_count)]
-    logits = torch.stack([model.plain([*prefix, *path]).logits[-1] for path in paths])
+    logits = model.plain_ends([[*prefix, *path] for path in paths])
     return torch.log_softmax(logits, -1)
 
 
-def _tree_deviation(model: TreeModel, expected: Tensor) -> float:
-    """Difference of log probabilities between the tree and what is expected, at the worst node."""
+def _tree_deviation(model: TreeModel, expected: Tensor) -> tuple[float, float]:
+    """Difference of log probabilities between the tree and what is expected, at the worst node.
+
+    And the seconds of the pass over the tree.
+    """
     prefix, nodes = _tokens(model)
     cache = KVCache()
     model.prefill(cache, prefix)
+    started = time.perf_counter()
     (over_tree,) = model.forward([Segment.tree(cache, TREE, nodes)])
-    return float((torch.log_softmax(over_tree.logits, -1) - expected).abs().mean(-1).max())
+    difference = (torch.log_softmax(over_tree.logits, -1) - expected).abs().mean(-1)
+    return float(difference.max()), time.perf_counter() - started

@@ -7,7 +7,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import ClassVar, Generic, Protocol, TypeVar
 
@@ -33,7 +33,7 @@ from sequoia.runtime.cache import KVCache
 from sequoia.runtime.device import DeviceThread, finish
 from sequoia.runtime.footprint import kv_bytes_per_token
 from sequoia.runtime.forward import PassOutput, TreeModel
-from sequoia.runtime.pace import Pace
+from sequoia.runtime.pace import LEAST_TOKENS, MOST_TOKENS, Pace
 from sequoia.runtime.prefilling import Prefiller
 from sequoia.runtime.segment import Segment
 from sequoia.runtime.sessions import Session, SessionTable
@@ -59,6 +59,8 @@ Reply = TypeVar("Reply")
 
 PROFILE_COMBINATION_LIMIT = 64
 PROFILE_REPETITION_LIMIT = 20
+TREE_SHARE = 2  # a half at most of a small KV cache is for a tree; text has to fit as well
+SLOW_SECONDS = 1.0  # a pass that takes longer is measured once, without a warm-up
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,8 @@ class WorkerLimits:
     node_limit: int = 1024
     batch_limit: int = 32
     idle_seconds: float = 1.0  # a session unused for so long may be evicted
+    # Nodes in one pass over trees, for which memory was set aside; None for no bound.
+    pass_tokens: int | None = None
 
 
 class ModelWorker(ABC, Generic[Request, Reply]):
@@ -100,8 +104,14 @@ class ModelWorker(ABC, Generic[Request, Reply]):
             limits.session_limit, limits.kv_cache_limit_bytes, limits.idle_seconds
         )
         self.device = device or DeviceThread("device", limits.batch_limit)
-        self.pace = Pace(clock)
+        # Where all weights have to come by, a pass over a few tokens takes as long as one over many.
+        least_tokens = LEAST_TOKENS if model.placement == "on-chip" else MOST_TOKENS
+        self.pace = Pace(clock, least_tokens)
         self._kv_bytes_per_token = kv_bytes_per_token(model)
+        if limits.pass_tokens is not None:
+            tree_tokens = limits.kv_cache_limit_bytes // self._kv_bytes_per_token // TREE_SHARE
+            most = max(min(limits.node_limit, limits.pass_tokens, tree_tokens), 1)
+            self.limits = replace(limits, node_limit=most)
         self._prefiller: Prefiller[Reply] = Prefiller(
             model, self.sessions, self.device, self.pace, self.features_read, self.gives_features
         )
@@ -123,6 +133,8 @@ class ModelWorker(ABC, Generic[Request, Reply]):
             instance_id=self.instance_id,
             feature_size=self.feature_size,
             kv_bytes_per_token=self._kv_bytes_per_token,
+            placement=self.model.placement,
+            pass_seconds=self.model.pass_seconds,
         )
 
     @property
@@ -297,11 +309,10 @@ class ModelWorker(ABC, Generic[Request, Reply]):
         # One pass at a time, so that requests for text get in between; the first is a warm-up.
         times = []
         for combination in combinations:
-            seconds = [
-                await self.device.submit(self._time_passes, combination)
-                for _ in range(spec.repetition_count + 1)
-            ]
-            times.append(ForwardTime(*combination, median(seconds[1:])))
+            seconds = [await self.device.submit(self._time_passes, combination)]
+            while len(seconds) <= spec.repetition_count and seconds[0] <= SLOW_SECONDS:
+                seconds.append(await self.device.submit(self._time_passes, combination))
+            times.append(ForwardTime(*combination, median(seconds[1:] or seconds)))
         return times
 
     def _time_passes(self, passes: Sequence[tuple[int, int, int]]) -> list[float | Exception]:
@@ -314,10 +325,22 @@ class ModelWorker(ABC, Generic[Request, Reply]):
         caches = [self._scratch.repeated(prefix) for _ in range(batch)]
         finish(self.model.device)
         started = time.perf_counter()
-        outputs = self.model.forward([Segment.chain(cache, [1] * nodes) for cache in caches])
-        self.look_at(outputs)
+        for share in shared_passes([nodes] * batch, self.limits.pass_tokens):
+            chains = [Segment.chain(cache, [1] * nodes) for cache in caches[share]]
+            self.look_at(self.model.forward(chains))
         finish(self.model.device)
         return time.perf_counter() - started
+
+
+def shared_passes(node_counts: Sequence[int], most: int | None) -> list[slice]:
+    """Neighbours that share a pass, such that none has more than `most` nodes, or is one alone."""
+    passes, start, total = [], 0, 0
+    for index, count in enumerate(node_counts):
+        if most is not None and index > start and total + count > most:
+            passes.append(slice(start, index))
+            start, total = index, 0
+        total += count
+    return [*passes, slice(start, len(node_counts))]
 
 
 def _require(field: str, values: Sequence[int], limit: int) -> None:

@@ -98,7 +98,7 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetInfoResponse(_message.Message):
-    __slots__ = ("model", "tokenizer_sha256", "vocabulary_size", "context_length", "dtype", "device", "session_limit", "kv_cache_limit_bytes", "session_count", "kv_cache_bytes", "node_limit", "instance_id", "feature_size", "kv_bytes_per_token")
+    __slots__ = ("model", "tokenizer_sha256", "vocabulary_size", "context_length", "dtype", "device", "session_limit", "kv_cache_limit_bytes", "session_count", "kv_cache_bytes", "node_limit", "instance_id", "feature_size", "kv_bytes_per_token", "placement", "pass_time")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_SHA256_FIELD_NUMBER: _ClassVar[int]
     VOCABULARY_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -113,6 +113,8 @@ class GetInfoResponse(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     FEATURE_SIZE_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
+    PASS_TIME_FIELD_NUMBER: _ClassVar[int]
     model: str
     tokenizer_sha256: str
     vocabulary_size: int
@@ -127,7 +129,9 @@ class GetInfoResponse(_message.Message):
     instance_id: str
     feature_size: int
     kv_bytes_per_token: int
-    def __init__(self, model: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ..., vocabulary_size: _Optional[int] = ..., context_length: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., session_limit: _Optional[int] = ..., kv_cache_limit_bytes: _Optional[int] = ..., session_count: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., node_limit: _Optional[int] = ..., instance_id: _Optional[str] = ..., feature_size: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ...) -> None: ...
+    placement: str
+    pass_time: _duration_pb2.Duration
+    def __init__(self, model: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ..., vocabulary_size: _Optional[int] = ..., context_length: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., session_limit: _Optional[int] = ..., kv_cache_limit_bytes: _Optional[int] = ..., session_count: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., node_limit: _Optional[int] = ..., instance_id: _Optional[str] = ..., feature_size: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., placement: _Optional[str] = ..., pass_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ProfileRequest(_message.Message):
     __slots__ = ("node_counts", "batch_sizes", "prefix_lengths", "repetition_count")

@@ -93,3 +93,13 @@ def test_short_passes_say_nothing_of_a_token(pace: Pace) -> None:
     """What they take is the time of any pass."""
     pace.has_read(LEAST_TOKENS - 1, 1.0)
     assert pace.token_budget() == 100
+
+
+def test_where_every_pass_streams_the_weights_chunks_are_large(clock: Clock) -> None:
+    """A pass over a few tokens costs as much, so nothing is gained by reading few of them."""
+    pace = Pace(clock, least_tokens=MOST_TOKENS)
+    pace.has_stepped(9.0)
+    with pace.waiting_step():
+        assert pace.token_budget() == MOST_TOKENS
+        pace.has_read(MOST_TOKENS, 18.0)
+        assert pace.token_budget() == MOST_TOKENS

@@ -139,6 +139,14 @@ def test_overheads_are_times() -> None:
         Overhead(float("nan"), 0.0)
 
 
+def test_trees_that_share_a_pass_share_its_memory() -> None:
+    """Four of them have a fourth of its nodes each."""
+    measurements = replace(measured(0.1, 30.0), pass_nodes=40)
+    sizes = {batch: tree.topology.node_count for batch, tree in by_batch(measurements).items()}
+    assert sizes[1] == 40
+    assert all(size <= max(40 // batch, 1) for batch, size in sizes.items())
+
+
 def test_limits_hold() -> None:
     """No tree has more nodes than the workers take, or more levels than allowed."""
     measurements = Measurements(
@@ -178,3 +186,20 @@ def test_unusable_measurements_are_refused(
     """Times from which no plan can be made are refused with the reason."""
     with pytest.raises(ValueError, match=message):
         Measurements(target_ms, draft_ms, dict.fromkeys(OVERHEADS, NO_OVERHEAD), max_nodes=8)
+
+
+def test_a_streamed_target_gets_a_tree_of_hundreds_of_nodes() -> None:
+    """Nine seconds a pass up to some hundred nodes: what counts is how many tokens it yields."""
+    target = {1: 9000.0, 16: 9000.0, 64: 9100.0, 256: 10000.0, 1024: 24000.0}
+    draft = {1: 2.0, 16: 6.0, 64: 15.0, 256: 50.0, 512: 90.0}
+    measurements = Measurements(
+        {(1, nodes): ms for nodes, ms in target.items()},
+        {(1, width): ms for width, ms in draft.items()},
+        {(1, samples): Overhead(1.0, 2.0) for samples in (False, True)},
+        max_nodes=1024,
+    )
+    tree = by_batch(measurements, max_levels=24)[1]
+    assert tree.topology.node_count >= 200
+    assert tree.topology.level_count > 8
+    plain = tree.predicted_seconds_per_token_without_speculation
+    assert tree.predicted_seconds_per_token < plain / 3.5

@@ -13,7 +13,8 @@ import pytest
 
 from planner.found_worker import FoundWorker, find
 from planner.measurements import NO_OVERHEAD
-from planner.profiler import doubling, profile
+from planner.profiler import profile
+from planner.scope import Scope, scope_for
 from planner.step_time import STEPS
 from sequoia.errors import InvalidArgumentError, NotReadyError, Reason, SequoiaError
 from sequoia.messages import (
@@ -118,7 +119,7 @@ async def test_tables_cover_every_size_and_load() -> None:
         served(FakeWorker(lambda batch, nodes: 0.001 * batch + 0.0001 * nodes)) as draft,
         served(fake_target) as target,
     ):
-        measured = await profile(draft, target, max_nodes=48, max_levels=8)
+        measured = await profile(draft, target, Scope(48, 8))
     assert measured.batch_sizes == (1, 2, 4, 8, 16)
     sizes = (1, 2, 4, 8, 16, 32, 48)
     assert set(measured.target_ms) == {(b, n) for b in (1, 2, 4, 8, 16) for n in sizes}
@@ -139,7 +140,7 @@ async def test_steps_are_measured_with_a_tree_and_without() -> None:
     target.step_seconds, draft.step_seconds = 0.004, 0.02
     reading = replace(INFO, feature_size=4)
     async with served(draft, reading) as at_draft, served(target) as at_target:
-        measured = await profile(at_draft, at_target, max_nodes=16, max_levels=4)
+        measured = await profile(at_draft, at_target, Scope(16, 4))
     for overhead in measured.overheads.values():
         assert overhead.plain_ms > 4
         assert overhead.tree_ms > 9 * 4 + 20
@@ -151,21 +152,12 @@ async def test_steps_are_measured_with_a_tree_and_without() -> None:
     assert not draft.sessions
 
 
-async def test_beside_long_passes_nothing_else_is_measured() -> None:
-    """Steps of seconds are as long as their passes; no time is spent on measuring more."""
-    target = FakeWorker(lambda batch, nodes: 2.0)
-    async with served(FakeWorker(lambda batch, nodes: 0.01)) as draft, served(target) as at_target:
-        measured = await profile(draft, at_target, max_nodes=4, max_levels=3)
-    assert set(measured.overheads.values()) == {NO_OVERHEAD}
-    assert not target.steps
-
-
 async def test_sizes_that_cannot_pay_are_not_measured() -> None:
     """A pass that takes as long as a step's tokens would without it ends the measuring."""
     target = FakeWorker(lambda batch, nodes: 0.01 * nodes)
     draft = FakeWorker(lambda batch, nodes: 0.015 * nodes)
     async with served(draft) as at_draft, served(target) as at_target:
-        await profile(at_draft, at_target, max_nodes=64, max_levels=3)
+        await profile(at_draft, at_target, Scope(64, 3))
     assert [nodes for batch, nodes, _ in target.asked if batch == 1] == [1, 2, 4]
     assert [width for batch, width, _ in draft.asked if batch == 1] == [1, 2, 4]
 
@@ -174,7 +166,7 @@ async def test_a_load_that_a_worker_refuses_is_left_out() -> None:
     """A worker with a small batch limit is planned for up to that limit."""
     flat: Seconds = lambda batch, nodes: 0.01  # noqa: E731 a formula
     async with served(FakeWorker(flat, 2)) as draft, served(FakeWorker(flat)) as target:
-        measured = await profile(draft, target, max_nodes=4, max_levels=3)
+        measured = await profile(draft, target, Scope(4, 3))
     assert measured.batch_sizes == (1, 2)
 
 
@@ -184,7 +176,7 @@ async def test_the_workers_limits_bound_tree_and_prefix() -> None:
     worker = FakeWorker(flat)
     small = WorkerInfo("m", "", 100, 40, "float32", "cpu", 8, 1, 0, 0, 24, "two")
     async with served(FakeWorker(flat), small) as draft, served(worker) as target:
-        measured = await profile(draft, target, max_nodes=64, max_levels=8)
+        measured = await profile(draft, target, Scope(64, 8))
     assert measured.max_nodes == 24
     assert {prefix for _, _, prefix in worker.asked} == {16}
 
@@ -204,7 +196,7 @@ async def test_a_worker_that_fails_ends_the_measurement(
     worker.failure = failure
     async with served(FakeWorker(lambda batch, nodes: 0.01)) as draft, served(worker) as target:
         with pytest.raises(SequoiaError) as caught:
-            await profile(draft, target, max_nodes=4, max_levels=3)
+            await profile(draft, target, Scope(4, 3))
     assert caught.value.reason is reason
 
 
@@ -213,7 +205,7 @@ async def test_a_measurement_can_be_cancelled() -> None:
     worker = FakeWorker(lambda batch, nodes: 0.01)
     worker.hangs = True
     async with served(FakeWorker(lambda batch, nodes: 0.01)) as draft, served(worker) as target:
-        measuring = asyncio.create_task(profile(draft, target, max_nodes=4, max_levels=3))
+        measuring = asyncio.create_task(profile(draft, target, Scope(4, 3)))
         async with asyncio.timeout(10):
             await worker.is_measuring.wait()
             measuring.cancel()
@@ -227,7 +219,7 @@ async def test_a_worker_lost_while_it_measures_ends_the_measurement() -> None:
     worker = FakeWorker(lambda batch, nodes: 0.01)
     worker.hangs = True
     async with served(FakeWorker(lambda batch, nodes: 0.01)) as draft, served(worker) as target:
-        measuring = asyncio.create_task(profile(draft, target, max_nodes=4, max_levels=3))
+        measuring = asyncio.create_task(profile(draft, target, Scope(4, 3)))
         async with asyncio.timeout(10):
             await worker.is_measuring.wait()
             await worker.kill()
@@ -243,7 +235,7 @@ async def test_times_that_are_none_are_refused() -> None:
         served(FakeWorker(lambda batch, nodes: 0.0)) as target,
     ):
         with pytest.raises(SequoiaError, match="unusable measurements"):
-            await profile(draft, target, max_nodes=4, max_levels=3)
+            await profile(draft, target, Scope(4, 3))
 
 
 async def test_a_worker_that_is_not_there_is_reported() -> None:
@@ -254,9 +246,59 @@ async def test_a_worker_that_is_not_there_is_reported() -> None:
     await channel.close()
 
 
-def test_sizes_double_up_to_the_limit() -> None:
+@pytest.mark.parametrize(
+    ("largest", "sizes"),
+    [
+        (1, (1,)),
+        (2, (1, 2)),
+        (64, (1, 2, 4, 8, 16, 32, 64)),
+        (48, (1, 2, 4, 8, 16, 32, 48)),
+    ],
+)
+def test_sizes_double_up_to_the_limit(largest: int, sizes: tuple[int, ...]) -> None:
     """The largest size is always measured, whether it is a power of two or not."""
-    assert doubling(1) == (1,)
-    assert doubling(2) == (1, 2)
-    assert doubling(64) == (1, 2, 4, 8, 16, 32, 64)
-    assert doubling(48) == (1, 2, 4, 8, 16, 32, 48)
+    assert Scope(64, 8).node_counts(largest) == sizes
+
+
+def test_a_streamed_target_is_measured_up_to_large_trees_with_few_passes() -> None:
+    """Seconds a pass: a handful of sizes and two loads, so that a plan is there in minutes."""
+    streamed = replace(INFO, placement="offload", pass_seconds=9.0)
+    scope = scope_for(streamed, None, None)
+    assert (scope.max_nodes, scope.max_levels) == (1024, 24)
+    assert scope.node_counts(1024) == (1, 16, 64, 256, 1024)
+    assert scope.batch_sizes == (1, 4)
+
+
+def test_a_target_on_its_device_is_measured_as_finely_as_before() -> None:
+    """Also where the operator's limits stand."""
+    assert scope_for(INFO, None, None) == Scope(64, 8)
+    limited = scope_for(replace(INFO, placement="offload", node_limit=300), 32, 4)
+    assert limited == Scope(32, 4, pass_nodes=300)
+
+
+async def test_slow_workers_get_the_time_that_their_passes_take() -> None:
+    """A call that waits for passes of nine seconds is not given up after ten."""
+    slow = replace(INFO, pass_seconds=9.0)
+    async with served(FakeWorker(lambda batch, nodes: 9.0)) as at:
+        assert FoundWorker(at.channel, slow).call_seconds == pytest.approx(10 + 8 * 9.0)
+        assert at.call_seconds == pytest.approx(10.0)
+
+
+async def test_slow_passes_are_measured_within_the_memory_of_one() -> None:
+    """More sequences share a pass with fewer nodes each, and calls cost nothing beside it."""
+    slow = replace(INFO, placement="offload", pass_seconds=9.0, node_limit=300)
+    target = FakeWorker(lambda batch, nodes: 9.0 + 0.01 * batch * nodes)
+    async with (
+        served(FakeWorker(lambda batch, nodes: 0.002)) as draft,
+        served(target, slow) as at_target,
+    ):
+        measured = await profile(draft, at_target, scope_for(slow, None, None))
+    assert set(measured.target_ms) == {(1, 1), (1, 16), (1, 64), (1, 256), (1, 300)} | {
+        (4, 1),
+        (4, 16),
+        (4, 64),
+        (4, 75),
+    }
+    assert set(measured.overheads.values()) == {NO_OVERHEAD}
+    assert target.steps == []
+    assert (measured.max_nodes, measured.pass_nodes) == (300, 300)

@@ -88,3 +88,15 @@ def test_the_gap_follows_what_is_seen() -> None:
     rendezvous.arrived("a")
     assert rendezvous.gap_seconds is not None
     assert 0.002 < rendezvous.gap_seconds < 0.003
+
+
+def test_before_a_long_pass_the_last_one_is_waited_for_too() -> None:
+    """Whoever misses it waits for all of it; the others lose a round trip."""
+    clock = Clock()
+    rendezvous = after_one_round(clock, pass_seconds=9.0)
+    rendezvous.answered(["a", "b", "c"], 9.0)
+    rendezvous.arrived("a")
+    rendezvous.arrived("b")
+    assert rendezvous.patience(2, clock.now) > 0
+    rendezvous.answered([], 0.01)
+    assert rendezvous.patience(2, clock.now) == 0.0

@@ -10,13 +10,17 @@ import typer
 from typer.testing import CliRunner, Result
 
 from sequoia import config
+from sequoia.launcher import LaunchOptions
 
 ROOT = Path(__file__).parents[2]
 ROLES = ("draft_service", "target_service", "coordinator", "planner")
 WORKERS = ("draft_service", "target_service")
 FLAGS = {
     "draft_service": ["--draft", "--target", "--kv-cache-limit-bytes", "--batch-limit"],
-    "target_service": ["--target", "--device", "--session-limit", "--node-limit"],
+    "target_service": [
+        *("--target", "--device", "--session-limit", "--node-limit"),
+        *("--placement", "--device-memory", "--host-memory", "SEQUOIA_DEVICE_MEMORY"),
+    ],
     "coordinator": [
         *("--target-address", "--draft-address", "--redis", "--max-new-tokens-limit"),
         *("--queue-limit", "--queue-seconds"),
@@ -99,6 +103,27 @@ def test_a_wrong_flag_is_named(role: str, flag: str, value: str) -> None:
 def test_a_wrong_flag_of_a_worker_is_named(role: str, flag: str, value: str) -> None:
     """Every limit has a range of its own."""
     assert_refused(run(role, flag, value), flag)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--placement", "disk"),
+        ("--device-memory", "4GB"),
+        ("--device-memory", "0"),
+        ("--host-memory", "-1"),
+    ],
+)
+def test_a_wrong_placement_is_named(flag: str, value: str) -> None:
+    """Sizes have binary units."""
+    assert_refused(run("target_service", flag, value), flag)
+
+
+def test_a_system_hands_the_placement_to_its_target() -> None:
+    """What is not chosen is left to the target's own default."""
+    assert LaunchOptions("t").placing() == []
+    chosen = LaunchOptions("t", placement=config.Placement.OFFLOAD, device_memory=2**30)
+    assert chosen.placing() == ["--placement", "offload", "--device-memory", "1073741824"]
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from sequoia.errors import InvalidArgumentError, MalformedTreeError
-from sequoia.messages import Prefill, SessionSettings, StepHeader, Verdict, VerifyTree
+from sequoia.messages import Prefill, ProfileSpec, SessionSettings, StepHeader, Verdict, VerifyTree
 from sequoia.runtime.forward import TreeModel
-from sequoia.runtime.worker import WorkerLimits
+from sequoia.runtime.worker import SLOW_SECONDS, WorkerLimits, shared_passes
 from sequoia.sampling import penalise, warp
 from sequoia.settings import DrawRule, SamplingSettings
 from sequoia.tree import Topology, Tree
@@ -129,3 +130,48 @@ async def test_a_tree_beyond_the_context_is_refused(verifier: Verifier) -> None:
     await verifier.prefill(Prefill("s", (5,) * length, 0, settings(DrawRule.GREEDY)))
     with pytest.raises(InvalidArgumentError, match="outside the context"):
         await verifier.step(VerifyTree(StepHeader("s", 0, length), TREE))
+
+
+@pytest.mark.parametrize(
+    ("node_counts", "most", "passes"),
+    [
+        ([5, 5, 5], None, [[5, 5, 5]]),
+        ([5, 5, 5], 10, [[5, 5], [5]]),
+        ([5, 20, 5], 10, [[5], [20], [5]]),
+        ([10, 1, 9, 1], 10, [[10], [1, 9], [1]]),
+    ],
+)
+def test_trees_share_passes_as_far_as_memory_goes(
+    node_counts: list[int], most: int | None, passes: list[list[int]]
+) -> None:
+    """Neighbours go together, and a tree that is too large alone goes alone."""
+    assert [node_counts[share] for share in shared_passes(node_counts, most)] == passes
+
+
+def test_a_tree_takes_half_of_a_small_kv_cache_at_most() -> None:
+    """Where memory is divided the worker says how large a tree may be; text has to fit as well."""
+    row_bytes = Verifier("tiny", MODEL, "sha", WorkerLimits()).info().kv_bytes_per_token
+    limits = WorkerLimits(kv_cache_limit_bytes=100 * row_bytes, pass_tokens=200)
+    assert Verifier("tiny", MODEL, "sha", limits).info().node_limit == 50
+    roomy = replace(limits, kv_cache_limit_bytes=2**30)
+    assert Verifier("tiny", MODEL, "sha", roomy).info().node_limit == 200
+    assert (
+        Verifier("tiny", MODEL, "sha", replace(limits, pass_tokens=None)).info().node_limit == 1024
+    )
+
+
+@pytest.mark.parametrize(("seconds", "passes"), [(0.01, 4), (2 * SLOW_SECONDS, 1)])
+async def test_a_slow_pass_is_measured_once(
+    verifier: Verifier, monkeypatch: pytest.MonkeyPatch, seconds: float, passes: int
+) -> None:
+    """Others three times behind a warm-up."""
+    timed = []
+
+    def time_pass(*combination: int) -> float:
+        timed.append(combination)
+        return seconds
+
+    monkeypatch.setattr(verifier, "_time_pass", time_pass)
+    (measured,) = await verifier.profile(ProfileSpec((4,), (1,), (16,), 3))
+    assert timed == [(4, 1, 16)] * passes
+    assert measured.seconds == seconds
