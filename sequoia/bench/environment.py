@@ -15,6 +15,8 @@ PACKAGES = (
     "sequoia",
     "torch",
     "transformers",
+    "accelerate",
+    "safetensors",
     "grpcio",
     "protobuf",
     "numpy",

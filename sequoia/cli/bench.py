@@ -26,9 +26,11 @@ from sequoia.cli.bench_common import (
     hand_over,
     read_counts,
     read_shares,
+    read_sizes,
     read_stream_counts,
     split_counts,
     split_shares,
+    split_sizes,
 )
 
 bench_app = typer.Typer(
@@ -200,6 +202,72 @@ def soak(
             device,
             minutes,
             clients,
+            threads,
+        )
+        hand_over(benchmark.run(), out, as_json)
+
+
+@bench_app.command()
+def offload(
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="REF", help="Target with safetensors, instead of a widened one."),
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|LxH[:FFN]",
+            help="Shape that the built-in target is widened to, once, in the cache folder. "
+            "Default: 7b, which takes 13 GB of disk.",
+        ),
+    ] = None,
+    draft: config.Draft = None,
+    other_draft: Annotated[
+        str | None,
+        typer.Option(metavar="REF", help="Another draft, such as a deeper one, to show both."),
+    ] = None,
+    device_memory: Annotated[
+        int,
+        typer.Option(
+            parser=config.read_size, metavar="BYTES", help="Memory for the target, such as 4GiB."
+        ),
+    ] = config.read_size("4GiB"),
+    budgets: Annotated[
+        str,
+        typer.Option(
+            callback=read_sizes,
+            metavar="BYTES,...",
+            help="Ours with each of these as well, for the plot of time against memory.",
+        ),
+    ] = "",
+    prompts: Prompts = None,
+    prompt_count: PromptCount = 2,
+    max_new_tokens: NewTokens = 48,
+    plain_tokens: Annotated[
+        int,
+        typer.Option(min=2, help="Most new tokens of systems that make one with every pass."),
+    ] = 5,
+    repetitions: Repetitions = 1,
+    dtype: config.DTypeOption = config.DType.BFLOAT16,
+    threads: CpuThreads = 0,
+    out: Out = RESULTS,
+    as_json: AsJson = False,
+) -> None:
+    """Stream a target that is larger than its memory: ours, with and without trees, and accelerate."""
+    with clear_errors(out):
+        from sequoia.bench.offload.models import ModelChoice
+        from sequoia.cli.bench_offload import OffloadBenchmark
+
+        benchmark = OffloadBenchmark(
+            ModelChoice(target, shape, draft, other_draft),
+            prompts or MT_BENCH,
+            prompt_count,
+            max_new_tokens,
+            plain_tokens,
+            device_memory,
+            split_sizes(budgets),
+            dtype,
+            repetitions,
             threads,
         )
         hand_over(benchmark.run(), out, as_json)

@@ -19,6 +19,7 @@ from sequoia.cli.session import interrupt_on_terminate, say
 from sequoia.errors import InvalidArgumentError, PromptTooLongError, SequoiaError
 from sequoia.prompts import PromptsError
 from sequoia.runtime.catalogue import ModelError
+from sequoia.widening.failures import WidenError
 
 if TYPE_CHECKING:
     from sequoia.bench.report import Result
@@ -84,6 +85,17 @@ def read_shares(value: str) -> str:
     return value
 
 
+def read_sizes(value: str) -> str:
+    """Check numbers of bytes separated by commas, none at all included, as typer wants a callback to."""
+    split_sizes(value)
+    return value
+
+
+def split_sizes(value: str) -> tuple[int, ...]:
+    """The sizes of an option in bytes, each once, ascending."""
+    return tuple(sorted({config.read_size(part) for part in value.split(",") if part}))
+
+
 def split_shares(value: str) -> tuple[float, ...]:
     """The shares of an option that `read_shares` has checked, each once, ascending."""
     return tuple(sorted({float(part) for part in value.split(",") if part}))
@@ -112,6 +124,8 @@ def clear_errors(out: Path) -> Iterator[None]:
         config.fail(str(error), 2)
     except (ModelError, BenchmarkError) as error:
         config.fail(str(error))
+    except WidenError as error:
+        config.fail(str(error), 2 if error.option else 1)
     except SequoiaError as error:
         status = 2 if isinstance(error, InvalidArgumentError | PromptTooLongError) else 1
         config.fail(f"{error.reason}: {error.message}", status)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from sequoia.bench.peers.runs import Prompt
+from sequoia.bench.peers.runs import Decode, Prompt
+from sequoia.bench.peers.served import ServedSystem
 from sequoia.bench.serve.load import closed_loop, open_loop
 from sequoia.cli.bench import bench_app
 from sequoia.cli.bench_in_process import MakeInProcessPeer
@@ -21,6 +25,7 @@ from sequoia.cli.bench_prompts import read_prompt_tokens
 from sequoia.errors import PromptTooLongError
 from sequoia.generation import GenerationRequest
 from sequoia.plans import Plan, PlannedTree
+from sequoia.runtime.catalogue import cache_folder
 from sequoia.settings import SamplingSettings
 from tests.stack import running_stack
 from tests.tiny import save_model, tiny_llama, word_pair, word_tokenizer
@@ -80,6 +85,26 @@ async def test_load_is_recorded_as_clients_see_it(pair: tuple[Path, Path]) -> No
         assert len(stack.target.worker.sessions) == 0
 
 
+async def test_the_served_system_tells_reading_the_prompt_apart(pair: tuple[Path, Path]) -> None:
+    """The first tokens come from one step, the later ones take the rest of the time."""
+
+    def generate(address: str) -> tuple[Decode, Decode]:
+        with ServedSystem(address, 0.0) as served:
+            prompt = Prompt(PROMPT, NEW_TOKENS)
+            return served.generate(True, prompt), served.generate(False, prompt)
+
+    async with running_stack(*pair) as stack:
+        runs = await asyncio.to_thread(generate, stack.channel.address)
+    for run in runs:
+        assert run.token_ids == greedy_text(pair[0])
+        assert 0.0 < run.first_seconds < run.seconds
+        assert 0.0 < run.pass_seconds * run.step_count < run.seconds
+        later = len(run.token_ids) - run.first_count
+        assert run.seconds_per_later_token == (run.seconds - run.first_seconds) / later
+    assert runs[1].first_count == 1
+    assert runs[1].step_count == len(runs[1].token_ids)
+
+
 def test_prompts_that_do_not_fit_are_refused_with_the_limit(
     pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -123,6 +148,12 @@ def test_a_target_without_a_chat_template_reads_the_text(tmp_path: Path) -> None
         (["serve", "--rate", "-1"], 2, ["--rate", "'-1'"]),
         (["soak", "--minutes", "0"], 2, ["--minutes"]),
         (["soak", "--clients", "65"], 2, ["--clients", "64"]),
+        (["offload", "--shape", "7b"], 2, ["--shape", "--target"]),
+        (["offload", "--device-memory", "4GB"], 2, ["--device-memory", "'4GB'", "4GiB"]),
+        (["offload", "--budgets", "1GiB,0"], 2, ["--budgets", "'0'"]),
+        (["offload", "--plain-tokens", "1"], 2, ["--plain-tokens", "2"]),
+        (["offload", "--draft", "/no/such/draft"], 1, ["/no/such/draft", "no such folder"]),
+        (["offload", "--other-draft", "/no/such/draft"], 1, ["/no/such/draft", "no such folder"]),
     ],
 )
 def test_bad_input_is_refused_by_name(
@@ -183,3 +214,65 @@ def test_peers_compares_the_built_in_pair(tmp_path: Path) -> None:
     assert found["overhead_ms_per_step"] is not None
     assert found["plan"]["tree"]["request_class"] == "greedy"
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md", ".png"}
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path) -> Iterator[Path]:
+    """A cache folder with what is in the usual one, and room for what is not to stay."""
+    usual, folder = cache_folder(), tmp_path / "cache"
+    folder.mkdir()
+    for name in ("models", "native"):
+        (usual / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(usual / name)
+    yield folder
+    shutil.rmtree(folder / "wide", ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_offload_streams_a_widened_target(own_cache: Path, tmp_path: Path) -> None:
+    """All rows, the limits of memory and disk, two drafts and two budgets, from one command."""
+    budget = 2 * 2**30
+    command = [sys.executable, "-m", "sequoia", "bench", "offload", "--json"]
+    command += ["--shape", "30x960:4096", "--dtype", "float32", "--device-memory", str(budget)]
+    command += ["--budgets", "2304MiB", "--other-draft", "smollm2-135m-instruct-draft"]
+    command += ["--prompt-count", "1", "--max-new-tokens", "8", "--plain-tokens", "3"]
+    done = subprocess.run(
+        [*command, "--repetitions", "1", "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "SEQUOIA_CACHE": str(own_cache),
+            "SEQUOIA_MAX_NODES": "16",
+        },
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["skipped"] == []
+    rows = {row["name"]: row for row in found["rows"]}
+    names = ["sequoia", "sequoia-no-speculation", "accelerate", "accelerate-with-page-cache"]
+    assert list(rows) == names
+    for row in rows.values():
+        assert row["seconds_per_token"] > 0.0
+        assert row["greedy_match"] == 1.0
+    assert rows["sequoia-no-speculation"]["tokens_per_step"] == 1.0
+    assert rows["accelerate"]["tokens_per_step"] == 1.0
+    assert rows["sequoia"]["tokens_per_step"] > 1.0
+    for name, ratio in found["ratios"].items():
+        first, second = name.partition(",")[0].split(" / ")
+        quotient = rows[first]["seconds_per_token"] / rows[second]["seconds_per_token"]
+        factor = rows[first]["tokens_per_step"] if "," in name else 1.0
+        assert ratio == pytest.approx(quotient * factor)
+    assert found["peak_memory_bytes"] <= 1.1 * budget
+    weights = found["settings"]["checkpoint_bytes"]
+    for one in found["passes"]:
+        assert 0 < one["byte_count"] < weights
+    assert found["read_bandwidth_ratio"] > 0.0
+    assert found["tree"]["node_count"] > 1
+    assert [draft["rows"][0]["greedy_match"] for draft in found["drafts"]] == [1.0, 1.0]
+    small, large = found["budgets"]
+    assert [small["device_memory_bytes"], large["device_memory_bytes"]] == [budget, 2304 * 2**20]
+    assert [row["name"] for row in large["rows"]] == names[:2]
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".md", ".png"}

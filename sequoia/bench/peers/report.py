@@ -11,6 +11,7 @@ from sequoia.bench.environment import Environment
 from sequoia.bench.interleave import Spread
 from sequoia.bench.peers.comparison import OURS, Difference, Ratio, Row
 from sequoia.bench.report import Result, Table
+from sequoia.bench.trees import tree_as_json
 from sequoia.plans import PlannedTree
 
 
@@ -64,7 +65,6 @@ def make_result(
 
 def _body(comparison: Comparison) -> dict[str, object]:
     matches = {row.name: row.greedy_match for row in comparison.rows}
-    tree = comparison.tree
     return {
         "rows": [row.as_json() for row in comparison.rows],
         "spread_is": "interquartile range, seconds per token",
@@ -81,12 +81,7 @@ def _body(comparison: Comparison) -> dict[str, object]:
         ],
         "plan": {
             "versions": list(comparison.plan_versions),
-            "tree": tree
-            and {
-                **asdict(tree),
-                "node_count": tree.topology.node_count,
-                "level_count": tree.topology.level_count,
-            },
+            "tree": tree_as_json(comparison.tree),
         },
     }
 

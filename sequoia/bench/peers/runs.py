@@ -44,4 +44,25 @@ class Run:
         return len(self.token_ids) / max(self.step_count, 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Decode(Run):
+    """A continuation of which it is known when it began: reading the prompt is told apart.
+
+    Attributes:
+        first_seconds: from the prompt's tokens to the first new ones.
+        first_count: how many came first, all from one pass.
+        pass_seconds: of the target's passes, the mean; without reading the prompt.
+    """
+
+    first_seconds: float
+    first_count: int
+    pass_seconds: float
+
+    @property
+    def seconds_per_later_token(self) -> float | None:
+        """Of all tokens but the first ones; None where there are no others."""
+        count = len(self.token_ids) - self.first_count
+        return (self.seconds - self.first_seconds) / count if count else None
+
+
 System = Callable[[Prompt], Run]

@@ -40,11 +40,8 @@ class TransformersPeer:
 
     def __init__(self, settings: MakeTransformersPeer) -> None:
         from transformers import AutoModelForCausalLM
-        from transformers.utils import logging as transformers_logging
 
-        transformers_logging.disable_progress_bar()
-        transformers_logging.set_verbosity_error()
-        torch.set_num_threads(settings.threads)
+        set_up_transformers(settings.threads)
         folder = resolve(settings.target)
         self._settings = settings
         self._device = choose_device(settings.device)
@@ -77,25 +74,15 @@ class TransformersPeer:
 
     def generate(self, way: str, prompt: Prompt) -> Run:
         """Continue a prompt; `way` is `plain`, `prompt-lookup`, or one that was added."""
-        ids = torch.tensor([prompt.token_ids], device=self._device)
-        temperature = self._settings.temperature
-        drawing: dict[str, Any] = (
-            {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-            if temperature
-            else {"do_sample": False}
-        )
         self._steps = 0
         started = time.perf_counter()
-        output = self._model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=prompt.max_new_tokens,
-            eos_token_id=list(self._settings.stop_token_ids),
-            pad_token_id=self._settings.stop_token_ids[0],
-            **drawing,
+        token_ids = continue_prompt(
+            self._model,
+            prompt,
+            self._settings.temperature,
+            self._settings.stop_token_ids,
             **self._extra[way],
         )
-        token_ids = tuple(output[0, ids.shape[1] :].tolist())
         return Run(token_ids, time.perf_counter() - started, self._steps)
 
     @torch.inference_mode()
@@ -107,3 +94,34 @@ class TransformersPeer:
 
     def _count(self, _module: Any, _arguments: Any) -> None:
         self._steps += 1
+
+
+def set_up_transformers(threads: int) -> None:
+    """Have a process compute with so many threads, and say nothing while it loads a model."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    torch.set_num_threads(threads)
+
+
+def continue_prompt(
+    model: Any, prompt: Prompt, temperature: float, stop_token_ids: Sequence[int], **extra: Any
+) -> tuple[int, ...]:
+    """What `generate` adds to a prompt; `extra` are more of its arguments."""
+    ids = torch.tensor([prompt.token_ids], device=model.device)
+    drawing: dict[str, Any] = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if temperature
+        else {"do_sample": False}
+    )
+    output = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=prompt.max_new_tokens,
+        eos_token_id=list(stop_token_ids),
+        pad_token_id=stop_token_ids[0],
+        **drawing,
+        **extra,
+    )
+    return tuple(output[0, ids.shape[1] :].tolist())

@@ -9,7 +9,7 @@ from statistics import median
 
 import numpy as np
 
-KIB = 1024
+from sequoia.bench.process import memory_field
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +49,10 @@ class Drift:
 def read_sample(pid: int, seconds: float) -> Sample | None:
     """What the kernel says of a process; None when it is gone."""
     folder = Path(f"/proc/{pid}")
-    rss = _field(folder / "status", "VmRSS:")
+    rss = memory_field(folder / "status", "VmRSS:")
     if rss is None:
         return None
-    return Sample(seconds, pid, rss, _field(folder / "smaps_rollup", "Pss:") or 0)
-
-
-def _field(path: Path, name: str) -> int | None:
-    """Bytes in the line that begins with a name; such lines are in KiB."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    values = (int(line.split()[1]) * KIB for line in lines if line.startswith(name))
-    return next(values, None)
+    return Sample(seconds, pid, rss, memory_field(folder / "smaps_rollup", "Pss:") or 0)
 
 
 def measure_drift(samples: Sequence[Sample], settled_after: float) -> Drift | None:

@@ -1,0 +1,1 @@
+"""Targets larger than their memory: ours with and without speculation, and accelerate's offloading."""
