@@ -39,7 +39,7 @@ class Agreement:
             single tokens, of the distributions at temperature 1.
         coverage: the target's mass on the tokens that the draft can say; likewise at temperature 1.
         top_match: the target's argmax is among the draft's first k tokens, by k.
-        vector: 0, then the probability that child k of a node is the accepted one (k = 1..32), then
+        vector: 0, then the probability that child k of a node is the accepted one, by k, then
             that none is. See `sequoia.acceptance.nodes.accepted_ranks`.
     """
 
@@ -51,14 +51,14 @@ class Agreement:
 
     @property
     def rejection(self) -> tuple[float, ...]:
-        """The probability that all of k children are rejected, k = 1..32."""
+        """The probability that all of k children are rejected, from k = 1 on."""
         accepted = itertools.accumulate(self.vector[1:-1])
         return tuple(max(1.0 - some, 0.0) for some in accepted)
 
 
 @dataclass(frozen=True, slots=True)
 class Measuring:
-    """What is measured: the temperature, the rule, and the seed that children are drawn with.
+    """What is measured: the temperature, the rule, the seed that children are drawn with, and how many.
 
     At temperature 0 children are the draft's first tokens and the target's argmax is accepted,
     whatever the rule; otherwise children are drawn as the rule wants them.
@@ -67,6 +67,7 @@ class Measuring:
     temperature: float
     rule: RuleName = RuleName.SEQUOIA
     seed: int = 0
+    ranks: int = RANKS
 
     @property
     def sampling(self) -> SamplingSettings:
@@ -82,7 +83,7 @@ class _Tally:
         self.positions = 0
         self.overlap = self.coverage = 0.0
         self.top = np.zeros(len(TOPS))
-        self.by_rank = np.zeros(RANKS + 1)
+        self.by_rank = np.zeros(measuring.ranks + 1)
 
     def add(self, taught: Tensor, said: Tensor, token_ids: Tensor, place: tuple[int, int]) -> None:
         """Count positions of one text.
@@ -99,13 +100,13 @@ class _Tally:
         self.positions += len(p)
         self.overlap += float(torch.minimum(covered, log_q.exp()).double().sum())
         self.coverage += float(covered.double().sum())
-        best = token_ids[said.topk(min(RANKS, said.shape[-1])).indices]
+        best = token_ids[said.topk(min(self.measuring.ranks, said.shape[-1])).indices]
         match = (best == taught.argmax(dim=-1, keepdim=True)).cpu().numpy()
         self.top += [match[:, :k].sum() for k in TOPS]
         if self.measuring.temperature:
             found = self._drawn(p, log_q, token_ids, place)
         else:
-            found = matched_ranks(match)
+            found = matched_ranks(match, self.measuring.ranks)
         self.by_rank += found.sum(axis=0)
 
     def _drawn(self, p: Tensor, log_q: Tensor, token_ids: Tensor, place: tuple[int, int]) -> Floats:
@@ -115,7 +116,7 @@ class _Tally:
             for row in range(len(p))
         ]
         nodes = Nodes.of(p, log_q, token_ids)
-        return accepted_ranks(self.measuring.rule, nodes, np.stack(numbers))
+        return accepted_ranks(self.measuring.rule, nodes, np.stack(numbers), self.measuring.ranks)
 
     def agreement(self) -> Agreement:
         """The means."""

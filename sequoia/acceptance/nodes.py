@@ -64,10 +64,10 @@ class Nodes:
             yield Evidence(np.arange(size), draft[:size], target[:size], tail)
 
 
-def accepted_ranks(name: RuleName, nodes: Nodes, uniforms: Floats) -> Floats:
-    """Probability that child k is the accepted one, k = 1..32, then that none is.
+def accepted_ranks(name: RuleName, nodes: Nodes, uniforms: Floats, ranks: int = RANKS) -> Floats:
+    """Probability that child k is the accepted one, k = 1..`ranks`, then that none is.
 
-    It is that of one draw of 32 children at every node: probabilities and not events are counted, so
+    It is that of one draw of `ranks` children at every node: probabilities and not events are counted, so
     that few nodes say much. The first k children are the same however many follow, so the first k
     entries sum to the acceptance of a node with k children. SpecTr's test depends on their number;
     entry k is then what the k-th child adds to a node with k - 1, which keeps the sums what they are.
@@ -76,41 +76,49 @@ def accepted_ranks(name: RuleName, nodes: Nodes, uniforms: Floats) -> Floats:
         name: the rule.
         nodes: both models' distributions.
         uniforms: numbers in (0, 1) to draw the children with, `[nodes, UNIFORM_COUNT]`.
+        ranks: most children, at most `UNIFORM_COUNT`.
 
     Returns:
-        `[nodes, RANKS + 1]`.
+        `[nodes, ranks + 1]`.
     """
     if name is RuleName.SPECTR:
-        rejection = kseq.rejection_by_count(nodes.target, nodes.draft, RANKS)
+        rejection = kseq.rejection_by_count(nodes.target, nodes.draft, ranks)
         added = -np.diff(rejection, axis=-1, prepend=1.0)
         return np.column_stack([np.maximum(added, 0.0), rejection[:, -1]])
     rule = RULE_OF[name]
     each = zip(nodes.evidence(), nodes.weights, uniforms, strict=True)
     return np.array(
         [
-            by_rank(rule.ladder(evidence, _children(rule.draw, weights, uniform)))
+            by_rank(rule.ladder(evidence, draw_places(rule.draw, weights, uniform, ranks)), ranks)
             for evidence, weights, uniform in each
         ]
     )
 
 
-def matched_ranks(match: NDArray[np.bool_]) -> Floats:
+def matched_ranks(match: NDArray[np.bool_], ranks: int = RANKS) -> Floats:
     """The same at temperature 0, where `match[node, k]` says that child k is the target's choice."""
-    ranks = np.zeros((len(match), RANKS + 1))
-    ranks[:, : match.shape[1]] = match
-    ranks[:, -1] = ~match.any(axis=-1)
-    return ranks
+    found = np.zeros((len(match), ranks + 1))
+    found[:, : match.shape[1]] = match
+    found[:, -1] = ~match.any(axis=-1)
+    return found
 
 
-def _children(draw: Draw, weights: NDArray[np.float16], uniform: Floats) -> list[int]:
-    """Places in the support of at most 32 children, in the order in which they are drawn."""
+def draw_places(draw: Draw, weights: NDArray[np.float16], uniform: Floats, count: int) -> list[int]:
+    """Places in the support of at most `count` children, in the order in which they are drawn.
+
+    Args:
+        draw: how they come from q.
+        weights: q as the draft worker sends it, most likely token first.
+        uniform: numbers in (0, 1), one for each place or each child, whichever are more.
+        count: children wanted.
+    """
     weights = weights[weights > 0]
     if draw is Draw.TOP:
-        return list(range(min(RANKS, len(weights))))
+        return list(range(min(count, len(weights))))
     if draw is Draw.WITHOUT_REPLACEMENT:
-        drawn = draw_without_replacement(weights, RANKS, uniform[: len(weights)])
+        drawn = draw_without_replacement(weights, count, uniform[: len(weights)])
     else:
         cumulative = np.cumsum(weights, dtype=np.float64)
-        drawn = np.searchsorted(cumulative, uniform[:RANKS] * cumulative[-1], side="right")
+        drawn = np.searchsorted(cumulative, uniform[:count] * cumulative[-1], side="right")
     places: list[int] = drawn.tolist()
     return places

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sequoia.verification import RULES, Ladder, Rule
 
 RANKS = 32
-"""Children of a node that an acceptance vector covers."""
+"""Children of a node that an acceptance vector covers, unless more are asked for."""
 
 
 class RuleName(StrEnum):
@@ -34,15 +34,15 @@ RULE_OF: Mapping[RuleName, Rule] = MappingProxyType(
 )
 
 
-def by_rank(ladder: Ladder) -> NDArray[np.float64]:
-    """Probability that child k is the accepted one, by k, then that none is: `[RANKS + 1]`.
+def by_rank(ladder: Ladder, ranks: int = RANKS) -> NDArray[np.float64]:
+    """Probability that child k is the accepted one, by k, then that none is: `[ranks + 1]`.
 
     Ranks that the ladder has no rung for are never accepted.
     """
-    accepts = np.array(ladder.accept_probs[:RANKS])
+    accepts = np.array(ladder.accept_probs[:ranks])
     # child k is accepted with prod_{i < k} (1 - a_i) a_k
     reached = np.concatenate([[1.0], np.cumprod(1.0 - accepts)])
-    probs = np.zeros(RANKS + 1)
+    probs = np.zeros(ranks + 1)
     probs[: len(accepts)] = reached[:-1] * accepts
     probs[-1] = reached[-1]
     return probs

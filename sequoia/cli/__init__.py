@@ -11,6 +11,7 @@ from sequoia.cli.distill import distill
 from sequoia.cli.generate import generate
 from sequoia.cli.models import models_app
 from sequoia.cli.plan import plan
+from sequoia.cli.tree import tree
 from sequoia.cli.up import up
 from sequoia.cli.widen import widen
 from sequoia.config import check_environment
@@ -32,6 +33,7 @@ app.command()(up)
 app.command()(generate)
 app.command()(demo)
 app.command()(plan)
+app.command()(tree)
 app.command()(acceptance)
 app.command()(distill)
 app.command()(widen)

@@ -32,12 +32,14 @@ from sequoia.cli.bench_common import (
     split_shares,
     split_sizes,
 )
+from sequoia.cli.bench_figures import figures
 
 bench_app = typer.Typer(
     name="bench",
     help="Measure the system on this machine; results go to files and to stdout.",
     no_args_is_help=True,
 )
+bench_app.command()(figures)
 
 
 @bench_app.command()

@@ -135,6 +135,18 @@ def test_spectr_where_the_draft_is_the_target_or_never_right() -> None:
 
 
 @pytest.mark.parametrize("name", list(RuleName))
+def test_the_first_ranks_do_not_depend_on_how_many_are_asked_for(name: RuleName) -> None:
+    """As many as there are random numbers can be; what is left over is the rejection of all."""
+    nodes = random_nodes(70, 70, 4)
+    numbers = uniform_numbers(len(nodes.weights))
+    few = accepted_ranks(name, nodes, numbers)
+    many = accepted_ranks(name, nodes, numbers, UNIFORM_COUNT)
+    assert many.shape == (len(numbers), UNIFORM_COUNT + 1)
+    assert np.allclose(many[:, :RANKS], few[:, :RANKS])
+    assert np.allclose(many[:, RANKS:].sum(axis=1), few[:, RANKS])
+
+
+@pytest.mark.parametrize("name", list(RuleName))
 def test_more_children_are_never_rejected_more_often(name: RuleName) -> None:
     """Ranks are probabilities that sum to 1, so that rejection falls with the number of children."""
     found = accepted_ranks(name, random_nodes(50, 20, 3), uniform_numbers(60))
