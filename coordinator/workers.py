@@ -194,9 +194,9 @@ class WorkerSession(Generic[Request, Reply]):
             if self._steps is None:
                 self._steps = self.worker.channel.steps(self._method)
             reply = await self._steps.take(make(header), self.worker.call_seconds)
-        except SequoiaError as error:
+        except BaseException as error:
             self._end_steps()
-            if error.reason in SESSION_LOST:
+            if isinstance(error, SequoiaError) and error.reason in SESSION_LOST:
                 self._next_step = self._fresh_step = NO_STEP
             raise
         finally:

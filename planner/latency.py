@@ -1,7 +1,7 @@
-"""What a step costs on measured hardware: draft passes, one target pass, two round trips.
+"""What a step costs on measured hardware: draft passes, one target pass, and what is beside them.
 
 Source: Sequoia, arXiv 2402.12374, section 3.3 (hardware-aware optimizer). The paper's draft cost is
-one constant per level; here it depends on the level's width, and transport has a price.
+one constant per level; here it depends on the level's width, and calls have a price.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class Latency:
     Attributes:
         draft_ms: one draft pass against the width of the level it reads.
         target_ms: one target pass against the number of nodes it verifies.
-        draft_hop_ms: one round trip to the draft worker, transport only.
-        target_hop_ms: one round trip to the target worker, transport only.
+        draft_hop_ms: what a tree adds to a step beside its passes, the call to the draft above all.
+        target_hop_ms: what every step takes beside its pass, the call to the target above all.
         charge_leaves: charge a draft pass for the deepest level too, which nothing is drawn from.
             The authors' implementation counts so; the service makes one pass fewer.
 

@@ -17,7 +17,7 @@ from planner.scope import largest_tree
 from planner.solver import choose
 from sequoia.plans import GREEDY, REQUEST_CLASSES, PlannedTree
 
-# Acceptance is an estimate, and so are times: a predicted gain within that may be a loss.
+# Acceptance is an estimate, and so are times: a smaller predicted gain may be a loss.
 LEAST_SPEEDUP = 1.1
 
 

@@ -10,7 +10,7 @@ from planner.found_worker import FoundWorker
 from planner.latency import Curve, Latency
 from planner.measurements import NO_OVERHEAD, Measurements, Overhead
 from planner.scope import Scope, largest_tree
-from planner.step_time import step_ms
+from planner.step_time import Load, step_ms
 from sequoia.errors import Reason, SequoiaError, WorkerUnavailableError
 from sequoia.messages import ProfileSpec, WorkerInfo
 from sequoia.rpc.codec import PROFILE
@@ -22,12 +22,13 @@ PREFIX_LENGTH = 128
 # A tree like those that pay where steps are so short that what is beside their passes counts.
 SHORT_STEP_TREE = (-1, 0, 0, 0, 0, 1, 1, 2, 3)
 REPETITIONS = 5
+TOO_MANY = (Reason.INVALID_ARGUMENT, Reason.CAPACITY_EXHAUSTED)  # sequences, says the worker
 PROFILE_SECONDS = 120.0  # for one kind of pass, requests for text in between included,
 PROFILE_PASSES = 32  # and beside these, so many times a small pass
 
 
 async def profile(draft: FoundWorker, target: FoundWorker, scope: Scope) -> Measurements:
-    """Measure passes at every load, and the round trips.
+    """Measure passes at every load, and what steps take beside them.
 
     One worker at a time, because they may share a machine, and one kind of pass a call, so that
     nothing goes on for long when this is cancelled. Sizes that cannot pay are not measured: a step
@@ -54,12 +55,12 @@ async def profile(draft: FoundWorker, target: FoundWorker, scope: Scope) -> Meas
             tree = Topology(SHORT_STEP_TREE[: sizes[-1]])
             for samples in (False, True):
                 overheads[batch, samples] = (
-                    await _overhead(draft, target, tree, batch, samples, passes)
+                    await _overhead(draft, target, tree, Load(batch, prefix, samples), passes)
                     if scope.times_steps
                     else NO_OVERHEAD
                 )
         except SequoiaError as error:
-            if batch == 1 or error.reason is not Reason.INVALID_ARGUMENT:
+            if batch == 1 or error.reason not in TOO_MANY:
                 raise
             log.info("load not planned for", batch_size=batch, error=error.message)
             break
@@ -82,13 +83,12 @@ async def _overhead(
     draft: FoundWorker,
     target: FoundWorker,
     tree: Topology,
-    batch: int,
-    samples: bool,
+    load: Load,
     passes: Latency,
 ) -> Overhead:
     """What steps take beside their passes, whose times are known."""
     beside = [
-        await step_ms(draft, target, shape, batch, samples)
+        await step_ms(draft, target, shape, load)
         - passes.step_ms([len(level) for level in shape.levels])
         for shape in (ROOT_ONLY, tree)
     ]

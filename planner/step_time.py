@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from dataclasses import replace
+from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any, TypeVar
 
 import numpy as np
+import structlog
 
 from planner.found_worker import FoundWorker
+from sequoia.errors import SequoiaError
 from sequoia.messages import (
     Features,
     GrownTree,
@@ -25,14 +29,31 @@ from sequoia.rpc.codec import CLOSE_SESSION, GROW_TREE, PREFILL, VERIFY_TREE
 from sequoia.settings import DrawRule, SamplingSettings
 from sequoia.tree import ROOT_ONLY, Topology, Tree
 
+log = structlog.get_logger(__name__)
+
+Result = TypeVar("Result")
+
 STEPS = 8
 FIRST_TOKEN_ID = 1
 
 
-async def step_ms(
-    draft: FoundWorker, target: FoundWorker, topology: Topology, batch_size: int, samples: bool
-) -> float:
-    """Median milliseconds of a step while `batch_size` sessions take theirs, each as fast as it can.
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the sessions are like that take their steps.
+
+    Attributes:
+        batch_size: number of sessions.
+        prefix_length: tokens that each has read.
+        samples: draw tokens at temperature 1, without replacement, rather than take the likeliest.
+    """
+
+    batch_size: int
+    prefix_length: int
+    samples: bool
+
+
+async def step_ms(draft: FoundWorker, target: FoundWorker, topology: Topology, load: Load) -> float:
+    """Median milliseconds of a step while all sessions take theirs, each as fast as it can.
 
     Measured rather than summed up from passes and calls: after a pass has gone through all weights, a
     call finds its own code and data no longer in the caches; sessions that come a moment apart share
@@ -42,39 +63,50 @@ async def step_ms(
         draft: it grows the tree, unless that is the root alone.
         target: it checks the tree.
         topology: of the tree, of which nothing is accepted.
-        batch_size: number of sessions.
-        samples: draw tokens at temperature 1, without replacement, rather than take the likeliest.
+        load: the sessions.
 
     Raises:
         SequoiaError: a worker was lost.
     """
-    sessions = [_Session(draft, target, topology, samples) for _ in range(batch_size)]
+    sessions = [_Session(draft, target, topology, load) for _ in range(load.batch_size)]
     try:
-        await asyncio.gather(*(session.open() for session in sessions))
-        seconds = await asyncio.gather(*(session.run() for session in sessions))
+        await _together(session.open() for session in sessions)
+        seconds = await _together(session.run() for session in sessions)
     finally:
         await asyncio.gather(*(session.close() for session in sessions))
     return median(seconds) / STEPS * 1000
+
+
+async def _together(work: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Do all of it at once; the first failure ends the rest and is raised."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 class _Session:
     """A session of the planner's own on both workers."""
 
     def __init__(
-        self, draft: FoundWorker, target: FoundWorker, topology: Topology, samples: bool
+        self, draft: FoundWorker, target: FoundWorker, topology: Topology, load: Load
     ) -> None:
         self._draft, self._target, self._topology = draft, target, topology
         self._growing = draft.channel.steps(GROW_TREE)
         self._verifying = target.channel.steps(VERIFY_TREE)
         self._settings = SessionSettings(
-            SamplingSettings(temperature=1.0 if samples else 0.0),
-            DrawRule.WITHOUT_REPLACEMENT if samples else DrawRule.GREEDY,
+            SamplingSettings(temperature=1.0 if load.samples else 0.0),
+            DrawRule.WITHOUT_REPLACEMENT if load.samples else DrawRule.GREEDY,
             0,
-            1,
+            load.prefix_length,
             target.info.vocabulary_size,
             with_features=self._has_draft and draft.info.feature_size > 0,
         )
         self._session_id = f"planner-{uuid.uuid4().hex}"
+        self._prefix_length = load.prefix_length
         self._token_id = FIRST_TOKEN_ID
         self._features: Features | None = None  # of the position before the root
         self._step = 0
@@ -84,10 +116,20 @@ class _Session:
         return self._topology.node_count > 1
 
     async def open(self) -> None:
-        prefill = Prefill(self._session_id, (self._token_id,), 0, self._settings)
-        await self._target.channel.call(PREFILL, prefill, timeout=self._target.call_seconds)
+        token_ids = (self._token_id,) * self._prefix_length
+        prefill = Prefill(self._session_id, token_ids, 0, self._settings)
+        prefilled = await self._target.channel.call(
+            PREFILL, prefill, timeout=self._target.call_seconds
+        )
         if self._has_draft:
-            own = replace(prefill, settings=replace(self._settings, with_features=False))
+            features = prefilled.features
+            own = replace(
+                prefill,
+                settings=replace(self._settings, with_features=False),
+                features=features,
+            )
+            if features is not None:
+                self._features = np.ascontiguousarray(features[-1:])
             await self._draft.channel.call(PREFILL, own, timeout=self._draft.call_seconds)
 
     async def run(self) -> float:
@@ -99,7 +141,7 @@ class _Session:
         return time.perf_counter() - started
 
     async def _take_step(self) -> None:
-        header = StepHeader(self._session_id, self._step, self._step + 1)
+        header = StepHeader(self._session_id, self._step, self._prefix_length + self._step)
         grown = await self._grow(header)
         supports = tuple(q.token_ids for q in grown.distributions)
         request = VerifyTree(header, grown.tree, supports)
@@ -124,4 +166,9 @@ class _Session:
         self._verifying.close()
         workers = [self._target, *([self._draft] if self._has_draft else [])]
         for worker in workers:
-            await worker.channel.call(CLOSE_SESSION, self._session_id, timeout=worker.call_seconds)
+            try:
+                await worker.channel.call(
+                    CLOSE_SESSION, self._session_id, timeout=worker.call_seconds
+                )
+            except SequoiaError as error:
+                log.debug("session not closed", model=worker.info.model, error=error.message)

@@ -60,7 +60,7 @@ Reply = TypeVar("Reply")
 PROFILE_COMBINATION_LIMIT = 64
 PROFILE_REPETITION_LIMIT = 20
 TREE_SHARE = 2  # a half at most of a small KV cache is for a tree; text has to fit as well
-SLOW_SECONDS = 1.0  # a pass that takes longer is measured once, without a warm-up
+LONG_PASS_SECONDS = 1.0  # where the model's small passes take longer, all are measured once
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,11 +307,13 @@ class ModelWorker(ABC, Generic[Request, Reply]):
                 spec.repetition_count,
             )
         # One pass at a time, so that requests for text get in between; the first is a warm-up.
+        is_long = self.model.pass_seconds > LONG_PASS_SECONDS
+        pass_count = 1 if is_long else spec.repetition_count + 1
         times = []
         for combination in combinations:
-            seconds = [await self.device.submit(self._time_passes, combination)]
-            while len(seconds) <= spec.repetition_count and seconds[0] <= SLOW_SECONDS:
-                seconds.append(await self.device.submit(self._time_passes, combination))
+            seconds = [
+                await self.device.submit(self._time_passes, combination) for _ in range(pass_count)
+            ]
             times.append(ForwardTime(*combination, median(seconds[1:] or seconds)))
         return times
 

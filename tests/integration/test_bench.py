@@ -231,12 +231,12 @@ def own_cache(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_offload_streams_a_widened_target(own_cache: Path, tmp_path: Path) -> None:
-    """All rows, the limits of memory and disk, two drafts and two budgets, from one command."""
+    """All rows, the limits of memory and disk, and two budgets, from one command."""
     budget = 2 * 2**30
     command = [sys.executable, "-m", "sequoia", "bench", "offload", "--json"]
     command += ["--shape", "30x960:4096", "--dtype", "float32", "--device-memory", str(budget)]
-    command += ["--budgets", "2304MiB", "--other-draft", "smollm2-135m-instruct-draft"]
-    command += ["--prompt-count", "1", "--max-new-tokens", "8", "--plain-tokens", "3"]
+    command += ["--budgets", "2304MiB", "--prompt-count", "1"]
+    command += ["--max-new-tokens", "6", "--plain-tokens", "2"]
     done = subprocess.run(
         [*command, "--repetitions", "1", "--out", str(tmp_path / "out")],
         capture_output=True,
@@ -244,7 +244,7 @@ def test_offload_streams_a_widened_target(own_cache: Path, tmp_path: Path) -> No
         env={
             **os.environ,
             "SEQUOIA_CACHE": str(own_cache),
-            "SEQUOIA_MAX_NODES": "16",
+            "SEQUOIA_MAX_NODES": "4",
         },
         check=False,
     )
@@ -271,7 +271,6 @@ def test_offload_streams_a_widened_target(own_cache: Path, tmp_path: Path) -> No
         assert 0 < one["byte_count"] < weights
     assert found["read_bandwidth_ratio"] > 0.0
     assert found["tree"]["node_count"] > 1
-    assert [draft["rows"][0]["greedy_match"] for draft in found["drafts"]] == [1.0, 1.0]
     small, large = found["budgets"]
     assert [small["device_memory_bytes"], large["device_memory_bytes"]] == [budget, 2304 * 2**20]
     assert [row["name"] for row in large["rows"]] == names[:2]

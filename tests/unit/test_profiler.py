@@ -16,7 +16,7 @@ from planner.measurements import NO_OVERHEAD
 from planner.profiler import profile
 from planner.scope import Scope, scope_for
 from planner.step_time import STEPS
-from sequoia.errors import InvalidArgumentError, NotReadyError, Reason, SequoiaError
+from sequoia.errors import CapacityError, InvalidArgumentError, NotReadyError, Reason, SequoiaError
 from sequoia.messages import (
     ForwardTime,
     GrownTree,
@@ -48,6 +48,7 @@ class FakeWorker:
         self.steps: list[tuple[int, int]] = []  # node count and number of each
         self.features: list[int] = []  # rows that came with a step
         self.step_seconds = 0.0
+        self.session_limit = 64
         self.failure: SequoiaError | None = None
         self.hangs = False
         self.kill: Callable[[], Awaitable[None]]
@@ -70,8 +71,11 @@ class FakeWorker:
         return [ForwardTime(nodes, batch, prefix, self.seconds(batch, nodes))]
 
     async def prefill(self, request: Prefill, _: Any) -> Prefilled:
+        if len(self.sessions) >= self.session_limit:
+            raise CapacityError("no room", limit=self.session_limit)
         self.sessions.add(request.session_id)
-        return Prefilled(0.0)
+        rows = len(request.token_ids) - 1
+        return Prefilled(0.0, np.zeros((rows, 4), dtype=np.uint16))
 
     async def verify(self, request: VerifyTree, _: Any) -> Verdict:
         nodes = request.tree.topology.node_count
@@ -86,7 +90,7 @@ class FakeWorker:
         return GrownTree(Tree(request.topology, (7,) * request.topology.node_count))
 
     async def close(self, session_id: str, _: Any) -> None:
-        self.sessions.remove(session_id)
+        self.sessions.discard(session_id)
 
     async def get_info(self, _request: None, _: Any) -> WorkerInfo:
         return INFO
@@ -148,7 +152,7 @@ async def test_steps_are_measured_with_a_tree_and_without() -> None:
     with_tree = [step for nodes, step in target.steps if nodes == 9]
     assert sorted(alone) == sorted(with_tree) == sorted([*range(STEPS + 1)] * 2 * 31)
     assert sorted(draft.steps) == sorted((9, step) for step in with_tree)
-    assert set(draft.features) == {0, 1}  # before the first token there are none
+    assert set(draft.features) == {1}
     assert not draft.sessions
 
 
@@ -160,6 +164,17 @@ async def test_sizes_that_cannot_pay_are_not_measured() -> None:
         await profile(at_draft, at_target, Scope(64, 3))
     assert [nodes for batch, nodes, _ in target.asked if batch == 1] == [1, 2, 4]
     assert [width for batch, width, _ in draft.asked if batch == 1] == [1, 2, 4]
+
+
+async def test_a_load_for_which_a_worker_has_no_sessions_is_left_out() -> None:
+    """Where only two sessions fit, plans for one and two streams still come about."""
+    flat: Seconds = lambda batch, nodes: 0.001  # noqa: E731 a formula
+    full = FakeWorker(flat)
+    full.session_limit = 2
+    async with served(FakeWorker(flat)) as draft, served(full) as target:
+        measured = await profile(draft, target, Scope(4, 3))
+    assert measured.batch_sizes == (1, 2)
+    assert not full.sessions
 
 
 async def test_a_load_that_a_worker_refuses_is_left_out() -> None:

@@ -12,6 +12,7 @@ import torch
 KIB = 1024
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 CGROUP_USE = Path("/sys/fs/cgroup/memory.current")
+CGROUP_STATISTICS = Path("/sys/fs/cgroup/memory.stat")
 UNLIMITED = 2**60
 
 
@@ -22,8 +23,17 @@ def host_total() -> int:
 
 def host_free() -> int:
     """What can be taken without anybody being pushed out."""
-    in_container = _number(CGROUP_LIMIT) - _number(CGROUP_USE, 0)
+    in_container = _number(CGROUP_LIMIT) - _number(CGROUP_USE, 0) + _cached_in_container()
     return min(_field("meminfo", "MemAvailable", UNLIMITED), in_container)
+
+
+def _cached_in_container() -> int:
+    """Of what a container uses, the files that it can forget."""
+    if not CGROUP_STATISTICS.is_file():
+        return 0
+    lines = CGROUP_STATISTICS.read_text(encoding="ascii").splitlines()
+    fields = dict(line.split() for line in lines)
+    return int(fields.get("inactive_file", 0)) + int(fields.get("active_file", 0))
 
 
 def process_resident() -> int:

@@ -90,9 +90,8 @@ def place_target(
     _check_budgets(options, device)
     budget = options.device_memory or int(FREE_SHARE * device_free(device))
     if options.placement != "offload" and _stays(folder, dtype, device, options, budget):
-        kv_cache_limit_bytes = options.kv_cache_limit_bytes or KV_CACHE_BYTES
         log.info("placement chosen", placement="on-chip", device_memory_bytes=budget)
-        return PlacedModel(load_model(folder, dtype, device), kv_cache_limit_bytes)
+        return PlacedModel(load_model(folder, dtype, device), _kv_cache_bytes(options, budget))
     return _offloaded(folder, dtype, device, options, budget)
 
 
@@ -130,8 +129,8 @@ def _stays(
     except ModelError:
         return True  # not for streaming, whatever it is; loading it says what is wrong
     process = process_bytes(device)
-    sessions = options.kv_cache_limit_bytes or min(KV_CACHE_BYTES, budget // KV_CACHE_SHARE)
-    needed = process + sessions + min(ACTIVATION_BYTES, budget // ACTIVATION_SHARE)
+    needed = process + _kv_cache_bytes(options, budget)
+    needed += min(ACTIVATION_BYTES, budget // ACTIVATION_SHARE)
     needed += int(ON_CHIP_OVERHEAD * weights)
     if is_chosen and needed > budget:
         raise ModelError(
@@ -139,6 +138,13 @@ def _stays(
             "(--placement offload streams it)"
         )
     return needed <= budget
+
+
+def _kv_cache_bytes(options: PlacementOptions, budget: int) -> int:
+    """Most KV cache of a target that stays; without a budget of the operator's, as much as ever."""
+    if options.kv_cache_limit_bytes or options.device_memory is None:
+        return options.kv_cache_limit_bytes or KV_CACHE_BYTES
+    return min(KV_CACHE_BYTES, budget // KV_CACHE_SHARE)
 
 
 def _offloaded(
