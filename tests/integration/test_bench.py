@@ -187,7 +187,7 @@ def test_peers_compares_the_built_in_pair(tmp_path: Path) -> None:
         [*command, "--out", str(tmp_path)],
         capture_output=True,
         text=True,
-        env={**os.environ, "SEQUOIA_MAX_NODES": "4"},  # large trees take the planner long
+        env={**os.environ, "SEQUOIA_MAX_NODES": "16"},  # large trees take the planner long
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -236,7 +236,7 @@ def test_offload_streams_a_widened_target(own_cache: Path, tmp_path: Path) -> No
     command = [sys.executable, "-m", "sequoia", "bench", "offload", "--json"]
     command += ["--shape", "30x960:4096", "--dtype", "float32", "--device-memory", str(budget)]
     command += ["--budgets", "2304MiB", "--prompt-count", "1"]
-    command += ["--max-new-tokens", "6", "--plain-tokens", "2"]
+    command += ["--max-new-tokens", "8", "--plain-tokens", "3"]
     done = subprocess.run(
         [*command, "--repetitions", "1", "--out", str(tmp_path / "out")],
         capture_output=True,
@@ -244,7 +244,7 @@ def test_offload_streams_a_widened_target(own_cache: Path, tmp_path: Path) -> No
         env={
             **os.environ,
             "SEQUOIA_CACHE": str(own_cache),
-            "SEQUOIA_MAX_NODES": "4",
+            "SEQUOIA_MAX_NODES": "16",
         },
         check=False,
     )
