@@ -45,8 +45,6 @@ RETRY_SECONDS = 0.2
 SESSION_LOSS_LIMIT = 5
 # What a prompt's token may add to the time of a call: prompts are read between other sessions' steps.
 PREFILL_SECONDS_PER_TOKEN = 0.1
-# Passes that a call may wait for, its own among them; they count where the weights are streamed.
-PASSES_PER_CALL = 8
 NO_STEP = -1
 SESSION_LOST = frozenset({Reason.UNKNOWN_SESSION, Reason.STALE_STEP})
 WORKER_LOST = frozenset({Reason.WORKER_UNAVAILABLE, Reason.NOT_READY, Reason.DEADLINE_EXCEEDED})
@@ -75,12 +73,17 @@ class Worker:
     def __init__(self, role: str, address: str, call_seconds: float) -> None:
         self.role = role
         self.channel = RpcChannel(address)
-        self.call_seconds = call_seconds  # with the time of passes, once that is known
         self._least_seconds = call_seconds
         self.info: WorkerInfo | None = None
         self.is_available = False
         self._look_from = 0.0
         self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def call_seconds(self) -> float:
+        """The time to give to a call, with that of passes once it is known."""
+        least = self._least_seconds
+        return self.info.call_seconds(least) if self.info else least
 
     def lost(self, error: SequoiaError) -> None:
         """Take the worker out of use until `watch` finds it again."""
@@ -112,7 +115,6 @@ class Worker:
         if self.info is None or self.info.instance_id != info.instance_id:
             log.info("worker found", role=self.role, model=info.model, dtype=info.dtype)
         self.info = info
-        self.call_seconds = self._least_seconds + PASSES_PER_CALL * info.pass_seconds
         self.is_available = True
         return info
 

@@ -10,7 +10,6 @@ from sequoia.rpc.channel import RpcChannel
 from sequoia.rpc.codec import GET_INFO
 
 CALL_SECONDS = 10.0
-PASSES_PER_CALL = 8  # that a call may wait for, its own among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,7 @@ class FoundWorker:
     @property
     def call_seconds(self) -> float:
         """The time to give to a call that takes a pass."""
-        return CALL_SECONDS + PASSES_PER_CALL * self.info.pass_seconds
+        return self.info.call_seconds(CALL_SECONDS)
 
 
 async def find(channel: RpcChannel) -> FoundWorker:

@@ -27,7 +27,7 @@ from sequoia.messages import (
 )
 from sequoia.rpc.codec import CLOSE_SESSION, GROW_TREE, PREFILL, VERIFY_TREE
 from sequoia.settings import DrawRule, SamplingSettings
-from sequoia.tree import ROOT_ONLY, Topology, Tree
+from sequoia.tree import Topology, Tree
 
 log = structlog.get_logger(__name__)
 
@@ -150,7 +150,7 @@ class _Session:
 
     async def _grow(self, header: StepHeader) -> GrownTree:
         if not self._has_draft:
-            return GrownTree(Tree(ROOT_ONLY, (self._token_id,)))
+            return GrownTree(Tree.root_only(self._token_id))
         request = GrowTree(header, self._token_id, self._topology, self._features)
         return await self._growing.take(request, self._draft.call_seconds)
 

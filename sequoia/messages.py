@@ -130,6 +130,10 @@ class Verdict:
     batch_size: int = 1
 
 
+# Passes that a call may wait for, its own among them; they count where the weights are streamed.
+PASSES_PER_CALL = 8
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
     """Who a worker is and what it can hold."""
@@ -150,6 +154,10 @@ class WorkerInfo:
     kv_bytes_per_token: int = 0  # of all layers; 0: not known
     placement: str = "on-chip"  # or offload
     pass_seconds: float = 0.0  # of a pass over a few tokens
+
+    def call_seconds(self, least: float) -> float:
+        """The time to give to a call that takes a pass: `least` seconds, and those of passes."""
+        return least + PASSES_PER_CALL * self.pass_seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ MESSAGE_LIMIT_BYTES = 16 * 2**20
 TRANSPORT_LIMIT_BYTES = 4 * MESSAGE_LIMIT_BYTES
 REQUEST_ID_KEY = "x-request-id"
 STOP_GRACE_SECONDS = 5.0
+STOPPING = "the role is stopping"
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
@@ -104,16 +105,15 @@ class RpcServer:
 
     async def _next_request(self, read: Read) -> Any:
         """The next request of a call; a failure, as a value, once the server stops."""
-        stopping = NotReadyError("the role is stopping")
         if self._stopping:
-            return stopping
+            return NotReadyError(STOPPING)
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._reading.add(task)
         try:
             return await read()
         except asyncio.CancelledError:
             if self._stopping:
-                return stopping
+                return NotReadyError(STOPPING)
             raise
         finally:
             self._reading.discard(task)

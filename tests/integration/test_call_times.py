@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from coordinator.workers import PASSES_PER_CALL, Compatibility, Worker
-from sequoia.messages import WorkerInfo
+from coordinator.workers import Compatibility, Worker
+from sequoia.messages import PASSES_PER_CALL, WorkerInfo
 from sequoia.rpc.codec import GET_INFO
 from sequoia.rpc.server import Context, RpcServer
 

@@ -36,6 +36,13 @@ def doubling_axis(axes: Any, ticks: Sequence[int], label: str) -> None:
     axes.grid(visible=True, which="both", alpha=0.3)
 
 
+def caption(axes: Any, y_label: str, title: str, columns: int = 1) -> None:
+    """Say what the y axis, the plot and its lines are."""
+    axes.set_ylabel(y_label)
+    axes.set_title(title)
+    axes.legend(fontsize="small", ncols=columns)
+
+
 def plain_numbers(axis: Any) -> None:
     """Write the numbers of a logarithmic axis as they are."""
     for formatter in (axis.set_major_formatter, axis.set_minor_formatter):

@@ -10,7 +10,7 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from sequoia.bench.environment import Environment
-from sequoia.bench.figures.drawing import doubling_axis, plain_numbers, shown, subplots
+from sequoia.bench.figures.drawing import caption, doubling_axis, plain_numbers, shown, subplots
 from sequoia.bench.forward.passes import MakePassTimer, Pass
 from sequoia.bench.forward.times import require_context
 from sequoia.bench.host import ProcessHost
@@ -80,9 +80,11 @@ def make_result(
         axes.set_yscale("log")
         plain_numbers(axes.yaxis)
         doubling_axis(axes, NODES, "nodes n of the tree")
-        axes.set_ylabel("ms per pass: median and quartiles")
-        axes.set_title(f"Target's pass behind {PREFIX} cached tokens")
-        axes.legend(fontsize="small")
+        caption(
+            axes,
+            "ms per pass: median and quartiles",
+            f"Target's pass behind {PREFIX} cached tokens",
+        )
 
     return Result(
         "figures",

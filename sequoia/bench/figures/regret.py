@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sequoia.bench.environment import Environment
-from sequoia.bench.figures.drawing import doubling_axis, subplots
+from sequoia.bench.figures.drawing import caption, doubling_axis, subplots
 from sequoia.bench.figures.held import Stretch
 from sequoia.bench.report import Result, Table
 from sequoia.tree import Topology
@@ -147,9 +147,12 @@ def make_result(
             place = one.topology.node_count, one.seconds_per_token * 1000
             axes.plot(*place, mark, color="black", fillstyle="none", ms=14, label=name)
         doubling_axis(axes, SIZES, "nodes of the tree, root included")
-        axes.set_ylabel("ms per token on the running system")
-        axes.set_title(f"regret {regret.share:.1%} ({regret.low:.1%} to {regret.high:.1%})")
-        axes.legend(fontsize="small", ncols=2)
+        caption(
+            axes,
+            "ms per token on the running system",
+            f"regret {regret.share:.1%} ({regret.low:.1%} to {regret.high:.1%})",
+            columns=2,
+        )
 
     return Result(
         "figures",

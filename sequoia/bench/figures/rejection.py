@@ -11,7 +11,13 @@ from matplotlib.figure import Figure
 from sequoia.acceptance.rules import RuleName
 from sequoia.bench.environment import Environment
 from sequoia.bench.figures import paper
-from sequoia.bench.figures.drawing import RULE_NAMES, doubling_axis, plain_numbers, subplots
+from sequoia.bench.figures.drawing import (
+    RULE_NAMES,
+    caption,
+    doubling_axis,
+    plain_numbers,
+    subplots,
+)
 from sequoia.bench.figures.estimates import SMALLEST_RATE, PowerLaw
 from sequoia.bench.report import Result, Table
 
@@ -65,9 +71,7 @@ def make_result(
             axes.set_yscale("log")
             plain_numbers(axes.yaxis)
             doubling_axis(axes, SHOWN, "speculated tokens k of a node")
-            axes.set_ylabel("all of k are rejected")
-            axes.set_title(f"temperature {temperature:g}")
-            axes.legend(fontsize="small")
+            caption(axes, "all of k are rejected", f"temperature {temperature:g}")
 
     return Result(
         "figures",

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from sequoia.acceptance.rules import RuleName
 from sequoia.bench.environment import Environment
 from sequoia.bench.figures import paper
-from sequoia.bench.figures.drawing import RULE_NAMES, subplots
+from sequoia.bench.figures.drawing import RULE_NAMES, caption, subplots
 from sequoia.bench.figures.estimates import Tokens
 from sequoia.bench.report import Result, Table
 from sequoia.tree import Topology
@@ -50,10 +50,8 @@ def make_result(
                     label=RULE_NAMES[rule],
                 )
             axes.set_xlabel("temperature")
-            axes.set_ylabel("tokens per step")
-            axes.set_title(f"top-p {top_p:g}, {topology.node_count} nodes")
+            caption(axes, "tokens per step", f"top-p {top_p:g}, {topology.node_count} nodes")
             axes.grid(visible=True, alpha=0.3)
-            axes.legend(fontsize="small")
 
     gains = {rule.value: largest_gain(cells, rule) for rule in _rules(cells)[1:]}
     return Result(

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from sequoia.bench.environment import Environment
 from sequoia.bench.figures import paper
-from sequoia.bench.figures.drawing import doubling_axis, subplots
+from sequoia.bench.figures.drawing import caption, doubling_axis, subplots
 from sequoia.bench.figures.estimates import Tokens
 from sequoia.bench.report import Result, Table
 
@@ -97,9 +97,11 @@ def make_result(
                 label="best tree, the authors' vector (predicted)",
             )
             doubling_axis(axes, sizes, "nodes of the tree, root included")
-            axes.set_ylabel("tokens per step")
-            axes.set_title(f"temperature {temperature:g}: counted (solid), predicted (dashed)")
-            axes.legend(fontsize="small")
+            caption(
+                axes,
+                "tokens per step",
+                f"temperature {temperature:g}: counted (solid), predicted (dashed)",
+            )
 
     return Result(
         "figures",

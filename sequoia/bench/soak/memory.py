@@ -9,7 +9,7 @@ from statistics import median
 
 import numpy as np
 
-from sequoia.bench.process import memory_field
+from sequoia.proc import read_field
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,10 @@ class Drift:
 def read_sample(pid: int, seconds: float) -> Sample | None:
     """What the kernel says of a process; None when it is gone."""
     folder = Path(f"/proc/{pid}")
-    rss = memory_field(folder / "status", "VmRSS:")
+    rss = read_field(folder / "status", "VmRSS")
     if rss is None:
         return None
-    return Sample(seconds, pid, rss, memory_field(folder / "smaps_rollup", "Pss:") or 0)
+    return Sample(seconds, pid, rss, read_field(folder / "smaps_rollup", "Pss") or 0)
 
 
 def measure_drift(samples: Sequence[Sample], settled_after: float) -> Drift | None:

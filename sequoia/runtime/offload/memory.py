@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-KIB = 1024
+from sequoia.proc import read_field
+
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 CGROUP_USE = Path("/sys/fs/cgroup/memory.current")
 CGROUP_STATISTICS = Path("/sys/fs/cgroup/memory.stat")
@@ -56,15 +57,8 @@ def device_free(device: torch.device) -> int:
 
 
 def _field(file: str, name: str, otherwise: int) -> int:
-    """A number of a file under /proc, given there in KiB."""
-    path = Path("/proc") / file
-    if not path.is_file():
-        return otherwise
-    for line in path.read_text(encoding="utf-8").splitlines():
-        key, _, value = line.partition(":")
-        if key == name:
-            return int(value.split()[0]) * KIB
-    return otherwise
+    value = read_field(Path("/proc") / file, name)
+    return otherwise if value is None else value
 
 
 def _number(path: Path, otherwise: int = UNLIMITED) -> int:
