@@ -28,6 +28,8 @@ from sequoia.tree import ROOT_ONLY, Topology, Tree
 log = structlog.get_logger(__name__)
 
 FEATURES_LIMIT_BYTES = MESSAGE_LIMIT_BYTES - 2**20  # the rest is for the tokens
+# Of a prompt, in what trees save of a step: a pass reads many at once, and a tree saves part of a pass.
+TOKENS_READ_PER_STEP = 4
 DRAIN_SECONDS = STOP_GRACE_SECONDS + 1.0  # after the grace the server has cut off every call
 
 
@@ -40,7 +42,8 @@ class Participants:
     target: WorkerSession[VerifyTree, Verdict]
     request_class: str
     may_speculate: bool
-    has_features: bool  # the target was asked for them from the first token on
+    may_have_features: bool  # the draft reads them, and one message can carry those of all tokens
+    has_features: bool  # the target has been asked for them
 
     def close_sessions(self) -> None:
         """Free them on the workers, without waiting for it."""
@@ -158,15 +161,20 @@ class Engine:
 
     def _participants(self, sequence: Sequence, may_speculate: bool) -> Participants:
         request = sequence.request
-        has_features = may_speculate and _reads_features(self.draft) and self._features_fit(request)
+        name = request_class(request.settings.sampling.temperature, request.settings.draw_rule)
+        may_have = may_speculate and self._features_fit(request)
+        # Where no tree is grown they would only cost time; a request can still ask for them later.
+        grows_trees = self._planned_topology(name).node_count > 1
+        has_features = may_have and grows_trees and _reads_features(self.draft)
         settings = replace(request.settings, with_features=has_features)
-        name = sequence.session_id
+        session_id = sequence.session_id
         return Participants(
             sequence,
-            WorkerSession(self.draft, GROW_TREE, name, settings) if self.draft else None,
-            WorkerSession(self.target, VERIFY_TREE, name, settings, sequence.prefilled),
-            request_class(settings.sampling.temperature, settings.draw_rule),
+            WorkerSession(self.draft, GROW_TREE, session_id, settings) if self.draft else None,
+            WorkerSession(self.target, VERIFY_TREE, session_id, settings, sequence.prefilled),
+            name,
             may_speculate,
+            may_have,
             has_features,
         )
 
@@ -181,10 +189,14 @@ class Engine:
 
     def _topology(self, one: Participants) -> Topology:
         """The tree that the plan has for this class and load, no deeper than tokens are wanted."""
-        planned = self.plan.tree_for(one.request_class, self.active_count)
-        if planned is None or not one.may_speculate:
+        if not one.may_speculate:
             return ROOT_ONLY
-        return planned.topology.truncated(one.sequence.remaining_count)
+        planned = self._planned_topology(one.request_class)
+        return planned.truncated(one.sequence.remaining_count)
+
+    def _planned_topology(self, name: str) -> Topology:
+        planned = self.plan.tree_for(name, self.active_count)
+        return planned.topology if planned else ROOT_ONLY
 
     async def _step(self, one: Participants) -> tuple[GrownTree, Verdict]:
         """A tree, and the target's word on it."""
@@ -199,8 +211,7 @@ class Engine:
         if topology.node_count == 1 or not one.draft or not one.draft.worker.is_available:
             return alone
         with_features = _reads_features(one.draft.worker)
-        if with_features and not one.has_features:
-            # The draft was found, or exchanged for this one, too late for this request.
+        if with_features and not one.has_features and not await self._gain_features(one):
             return alone
 
         def make(header: StepHeader) -> GrowTree:
@@ -221,6 +232,21 @@ class Engine:
                 log.warning("request goes on without a draft", error=error.message)
                 one.may_speculate = False
             return alone
+
+    async def _gain_features(self, one: Participants) -> bool:
+        """Let the target read all tokens again for their features, if trees can make up for that.
+
+        They were not asked for because no trees were grown when the request began: the load was
+        higher, or the draft away.
+        """
+        sequence = one.sequence
+        pays = sequence.remaining_count * TOKENS_READ_PER_STEP > len(sequence.token_ids)
+        if not (one.may_have_features and pays):
+            return False
+        one.has_features = True
+        one.target.ask_for_features()
+        await one.target.open_patiently(sequence.state, self._patience)
+        return True
 
     async def _verify(self, one: Participants, grown: GrownTree) -> Verdict:
         """The target's word on the tree, however often the target is lost and found meanwhile."""

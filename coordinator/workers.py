@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import structlog
@@ -182,6 +182,12 @@ class WorkerSession(Generic[Request, Reply]):
         self._steps: Steps[Request, Reply] | None = None
         self._next_step = NO_STEP  # the step that the worker's session expects
         self._fresh_step = NO_STEP  # the step that the last prefill was for
+
+    def ask_for_features(self) -> None:
+        """From the next step on; the session is opened anew for those of the tokens before it."""
+        self._settings = replace(self._settings, with_features=True)
+        self._end_steps()
+        self._next_step = self._fresh_step = NO_STEP
 
     async def step(self, state: StepState, make: Callable[[StepHeader], Request]) -> Reply:
         """One step; the session is opened first when there is none or it has missed a step.

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.engine import Engine
 from coordinator.prompt import PreparedRequest
 from draft_service.grower import Grower
 from sequoia.acceptance.continuations import Continuation, Prompt, write
 from sequoia.acceptance.pair import load_pair
 from sequoia.acceptance.walk import Walker
-from sequoia.generation import GenerationRequest
-from sequoia.messages import Features
+from sequoia.generation import GenerationChunk, GenerationRequest
+from sequoia.messages import Features, Prefill
 from sequoia.plans import BUILT_IN_PLAN, Plan, PlannedTree
 from sequoia.runtime.features import pack_features
 from sequoia.runtime.worker import WorkerLimits
@@ -65,8 +66,7 @@ async def test_steps_without_a_tree_leave_no_gap(pair: tuple[Path, Path]) -> Non
     """A plan of the root alone, for a while: the draft reads on from the features of these steps."""
     async with running_stack(*pair) as stack:
         undisturbed = await stack.generate(GREEDY)
-        engine = stack.coordinator.engine
-        assert engine is not None
+        engine = _engine(stack)
         usual = engine.plan
         alone = PlannedTree("greedy", 1, (-1,), 1.0, 1.0, 1.0)
         tokens = []
@@ -76,26 +76,60 @@ async def test_steps_without_a_tree_leave_no_gap(pair: tuple[Path, Path]) -> Non
     assert tokens == undisturbed.token_ids
 
 
-async def test_a_draft_that_comes_late_serves_the_next_requests(pair: tuple[Path, Path]) -> None:
-    """A request that the target was not asked features for goes on, and ends, without that draft."""
+async def test_a_draft_that_comes_late_serves_the_request(pair: tuple[Path, Path]) -> None:
+    """The target reads what there is once more, for the features that nobody asked it for."""
     async with running_stack(*pair) as stack:
         draft = stack.coordinator.draft
-        engine = stack.coordinator.engine
         assert draft is not None
-        assert engine is not None
         await stack.draft.kill()
         draft.is_available, draft.info = False, None  # as if it had never been there
-        early = engine.generate(_prepared(stack, GREEDY))
+        early = _engine(stack).generate(_prepared(stack, GREEDY))
         await anext(early)
         await stack.draft.start()
         await stack.until(lambda: draft.is_available)
         chunks = [chunk async for chunk in early]
-        completion = chunks[-1].completion
         after = await stack.generate(GREEDY)
-    assert completion is not None
-    assert completion.usage.tokens_per_step == 1.0
-    assert after.completion.usage.tokens_per_step > 1.0
+    assert _tokens_per_step(chunks) > 1.0
     assert [t.token_id for chunk in chunks for t in chunk.tokens] == after.token_ids
+
+
+async def test_features_are_asked_for_once_trees_are_grown(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without trees no feature travels; a request that sees the plan change gains them by one prefill."""
+    alone = Plan(1, 0.0, (PlannedTree("greedy", 1, (-1,), 1.0, 1.0, 1.0),))
+    async with running_stack(*pair) as stack:
+        undisturbed = await stack.generate(GREEDY)
+        engine = _engine(stack)
+        usual, engine.plan = engine.plan, alone
+        plain = await stack.generate(GREEDY)
+        read = _count_feature_reads(stack, monkeypatch)
+        chunks = []
+        async for chunk in engine.generate(_prepared(stack, GREEDY)):
+            chunks.append(chunk)
+            if len(chunks) == 10:
+                before = read[:]
+                engine.plan = usual
+    assert plain.completion.usage.tokens_per_step == 1.0
+    assert before == [False]
+    assert read == [False, True]
+    assert _tokens_per_step(chunks) > 1.0
+    tokens = [token.token_id for chunk in chunks for token in chunk.tokens]
+    assert tokens == plain.token_ids == undisturbed.token_ids
+
+
+async def test_a_request_that_is_nearly_done_is_not_read_again(pair: tuple[Path, Path]) -> None:
+    """To gain features would cost more than the last trees could save."""
+    alone = Plan(1, 0.0, (PlannedTree("greedy", 1, (-1,), 1.0, 1.0, 1.0),))
+    async with running_stack(*pair) as stack:
+        engine = _engine(stack)
+        usual, engine.plan = engine.plan, alone
+        chunks = []
+        async for chunk in engine.generate(_prepared(stack, GREEDY)):
+            chunks.append(chunk)
+            if len(chunks) == (GREEDY.max_new_tokens or 0) - 5:
+                engine.plan = usual
+    assert _tokens_per_step(chunks) == 1.0
 
 
 async def test_a_request_too_long_for_its_features_goes_without_the_draft(
@@ -108,6 +142,33 @@ async def test_a_request_too_long_for_its_features_goes_without_the_draft(
         alone = await stack.generate(GREEDY)
     assert alone.token_ids == usual.token_ids
     assert alone.completion.usage.tokens_per_step == 1.0
+
+
+def _engine(stack: Stack) -> Engine:
+    engine = stack.coordinator.engine
+    assert engine is not None
+    return engine
+
+
+def _tokens_per_step(chunks: list[GenerationChunk]) -> float:
+    completion = chunks[-1].completion
+    assert completion is not None
+    return completion.usage.tokens_per_step
+
+
+def _count_feature_reads(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of every prefill that the target takes from now on: whether it asks for features."""
+    worker = stack.target.worker
+    assert worker is not None
+    reads: list[bool] = []
+    check = worker.check_prefill
+
+    def spy(request: Prefill) -> None:
+        reads.append(request.settings.with_features)
+        check(request)
+
+    monkeypatch.setattr(worker, "check_prefill", spy)
+    return reads
 
 
 def _prepared(stack: Stack, request: GenerationRequest) -> PreparedRequest:
