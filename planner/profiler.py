@@ -21,7 +21,9 @@ log = structlog.get_logger(__name__)
 PREFIX_LENGTH = 128
 # A tree like those that pay where steps are so short that what is beside their passes counts.
 SHORT_STEP_TREE = (-1, 0, 0, 0, 0, 1, 1, 2, 3)
-REPETITIONS = 5
+REPETITIONS = 5  # of a short pass
+LEAST_REPETITIONS = 2
+REPEATING_SECONDS = 1.0  # long passes vary less, and are repeated less
 TOO_MANY = (Reason.INVALID_ARGUMENT, Reason.CAPACITY_EXHAUSTED)  # sequences, says the worker
 PROFILE_SECONDS = 120.0  # for one kind of pass, requests for text in between included,
 PROFILE_PASSES = 32  # and beside these, so many times a small pass
@@ -116,16 +118,26 @@ async def _row(
     That is `most` times `plain_ms`, which is the first pass if it is not given.
     """
     row: dict[int, float] = {}
+    repetitions = REPETITIONS
     for nodes in node_counts:
-        row[nodes] = await _pass_ms(worker, nodes, batch, prefix)
+        row[nodes] = await _pass_ms(worker, nodes, batch, prefix, repetitions)
+        repetitions = _repetitions(row[nodes])
         if row[nodes] > most * (row[1] if plain_ms is None else plain_ms):
             break
     return row
 
 
-async def _pass_ms(worker: FoundWorker, nodes: int, batch: int, prefix: int) -> float:
+def _repetitions(ms: float) -> int:
+    """Of a pass, where the one before took so long."""
+    fitting = int(REPEATING_SECONDS * 1000 / max(ms, 1.0))
+    return min(max(fitting, LEAST_REPETITIONS), REPETITIONS)
+
+
+async def _pass_ms(
+    worker: FoundWorker, nodes: int, batch: int, prefix: int, repetitions: int
+) -> float:
     """Milliseconds of one kind of pass, as the worker measured it."""
-    spec = ProfileSpec((nodes,), (batch,), (prefix,), REPETITIONS)
+    spec = ProfileSpec((nodes,), (batch,), (prefix,), repetitions)
     seconds = PROFILE_SECONDS + PROFILE_PASSES * worker.info.pass_seconds
     for measured in await worker.channel.call(PROFILE, spec, timeout=seconds):
         if (measured.node_count, measured.batch_size) == (nodes, batch):

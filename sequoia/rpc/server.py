@@ -24,6 +24,7 @@ MESSAGE_LIMIT_BYTES = 16 * 2**20
 TRANSPORT_LIMIT_BYTES = 4 * MESSAGE_LIMIT_BYTES
 REQUEST_ID_KEY = "x-request-id"
 STOP_GRACE_SECONDS = 5.0
+LEAST_PING_MS = 5_000  # who asks more often whether the server is there is cut off
 STOPPING = "the role is stopping"
 
 Request = TypeVar("Request")
@@ -46,6 +47,10 @@ class RpcServer:
                 ("grpc.max_receive_message_length", TRANSPORT_LIMIT_BYTES),
                 ("grpc.max_send_message_length", TRANSPORT_LIMIT_BYTES),
                 ("grpc.so_reuseport", 0),
+                # Answers may take minutes. By default gRPC allows no pings in that time, and
+                # breaks the connection of a caller who sends some.
+                ("grpc.http2.min_ping_interval_without_data_ms", LEAST_PING_MS),
+                ("grpc.keepalive_permit_without_calls", 1),
             ]
         )
         self._handlers: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}

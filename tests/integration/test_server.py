@@ -13,10 +13,12 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from draft_service.grower import Grower
 from sequoia.errors import Reason
 from sequoia.messages import GrownTree, GrowTree
-from sequoia.rpc.channel import RpcChannel
+from sequoia.plans import BUILT_IN_PLAN, Plan
+from sequoia.rpc.channel import _OPTIONS, RpcChannel
 from sequoia.rpc.codec import GET_INFO, GROW_TREE
 from sequoia.rpc.errors import RemoteError
-from sequoia.rpc.server import RpcServer
+from sequoia.rpc.planner_codec import REPLAN
+from sequoia.rpc.server import Context, RpcServer
 from sequoia.runtime.forward import TreeModel
 from sequoia.runtime.service import WorkerService
 from sequoia.runtime.worker import WorkerLimits
@@ -103,3 +105,32 @@ async def test_reflection_lists_the_services(role: Role) -> None:
         async for reply in stub.ServerReflectionInfo(iter([request])):
             names = {service.name for service in reply.list_services_response.service}
             assert {"sequoia.v1.DraftService", "grpc.health.v1.Health"} <= names
+
+
+@pytest.mark.parametrize("least_ms", [50, 300_000])
+async def test_a_caller_may_ask_whether_the_server_is_there_while_it_waits(
+    monkeypatch: pytest.MonkeyPatch, least_ms: int
+) -> None:
+    """A connection on which nothing moves but pings is kept, where they are as rare as the server asks."""
+    monkeypatch.setattr("sequoia.rpc.server.LEAST_PING_MS", least_ms)
+    pings = {"grpc.keepalive_time_ms": 100, "grpc.http2.max_pings_without_data": 0}
+    options = dict(_OPTIONS) | pings
+    monkeypatch.setattr("sequoia.rpc.channel._OPTIONS", list(options.items()))
+    server = RpcServer()
+    server.add_unary(REPLAN, _slow)
+    await server.start(HOST, 0)
+    channel = RpcChannel(f"{HOST}:{server.port}")
+    try:
+        if least_ms == 50:
+            assert await channel.call(REPLAN, None, timeout=10) == BUILT_IN_PLAN
+        else:
+            with pytest.raises(RemoteError, match="Too many pings"):
+                await channel.call(REPLAN, None, timeout=10)
+    finally:
+        await channel.close()
+        await server.kill()
+
+
+async def _slow(_request: None, _context: Context) -> Plan:
+    await asyncio.sleep(5)
+    return BUILT_IN_PLAN
