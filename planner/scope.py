@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from sequoia.messages import WorkerInfo
 
 SLOW_SECONDS = 0.5  # of a pass over a few tokens; from here on measurements are few
+# Up to here what a step takes beside its passes counts; beside longer ones it is nothing, and to
+# time so many steps would take minutes.
+SHORT_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,5 +62,6 @@ def scope_for(target: WorkerInfo, max_nodes: int | None, max_levels: int | None)
     # Memory is set aside for one tree of this size, so more of them share a pass when they are smaller.
     pass_nodes = target.node_limit if is_streamed else None
     if target.pass_seconds < SLOW_SECONDS:
-        return Scope(nodes, levels, pass_nodes=pass_nodes)
+        times_steps = target.pass_seconds < SHORT_SECONDS
+        return Scope(nodes, levels, pass_nodes=pass_nodes, times_steps=times_steps)
     return Scope(nodes, levels, (1, 4), 16, 4, pass_nodes, times_steps=False)

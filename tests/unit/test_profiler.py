@@ -287,6 +287,8 @@ def test_a_streamed_target_is_measured_up_to_large_trees_with_few_passes() -> No
 def test_a_target_on_its_device_is_measured_as_finely_as_before() -> None:
     """Also where the operator's limits stand."""
     assert scope_for(INFO, None, None) == Scope(64, 8)
+    long_passes = scope_for(replace(INFO, pass_seconds=0.2), None, None)
+    assert long_passes == Scope(64, 8, times_steps=False)
     limited = scope_for(replace(INFO, placement="offload", node_limit=300), 32, 4)
     assert limited == Scope(32, 4, pass_nodes=300)
 
