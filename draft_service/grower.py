@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from draft_service.allocation import AllocatedGrowth
 from draft_service.growth import Growth
 from sequoia.errors import InvalidArgumentError
 from sequoia.messages import DraftDistribution, Features, GrownTree, GrowTree, Prefill
@@ -97,10 +98,7 @@ class Grower(ModelWorker[GrowTree, GrownTree]):
     ) -> list[tuple[Tree, GrownTree]]:
         """See `ModelWorker.run_steps`."""
         started = time.perf_counter()
-        growths = [
-            Growth(session, request.topology, token_ids=[request.root_token_id])
-            for session, request in steps
-        ]
+        growths = [_growth(session, request) for session, request in steps]
         if self.model.reads_features:
             for session, request in steps:
                 self._read_features(session, request.features)
@@ -137,7 +135,6 @@ class Grower(ModelWorker[GrowTree, GrownTree]):
         """Draw the children of nodes of one depth from their logits `[nodes, output rows]`."""
         settings = growth.session.settings
         logits = self._adjusted(growth, nodes, logits)
-        counts = growth.child_counts(nodes)
         position = growth.root_position + len(growth.path(nodes[0])) + 1
         if settings.draw_rule is DrawRule.WITHOUT_REPLACEMENT:
             self._draw_without_replacement(growth, nodes, warp(logits, settings.sampling), position)
@@ -148,11 +145,13 @@ class Grower(ModelWorker[GrowTree, GrownTree]):
             if self.model.token_ids is not None:
                 on_device = on_device[self.model.token_ids]
             logits = warp(logits, settings.sampling) + on_device
-        best = logits.topk(min(max(counts), logits.shape[-1]), dim=-1)
-        indices, scores = best.indices.cpu().numpy(), best.values.cpu().numpy()
-        for row, node in enumerate(nodes):
-            drawn = indices[row, : counts[row]][np.isfinite(scores[row, : counts[row]])]
-            growth.add_children(node, self._token_ids(drawn).tolist())
+        best = logits.topk(min(growth.most_children(nodes), logits.shape[-1]), dim=-1)
+        # The target's scores are the draft's but for an error: so likely does it prefer each of them.
+        chances = (best.values - logits.logsumexp(dim=-1, keepdim=True)).exp()
+        indices = best.indices.cpu().numpy()
+        counts = growth.share_children(nodes, chances.double().cpu().numpy())
+        for row, (node, count) in enumerate(zip(nodes, counts, strict=True)):
+            growth.add_children(node, self._token_ids(indices[row, :count]).tolist())
 
     def _draw_without_replacement(
         self, growth: Growth, nodes: Sequence[int], log_probs: Tensor, position: int
@@ -199,6 +198,13 @@ class Grower(ModelWorker[GrowTree, GrownTree]):
         if self.model.token_ids is not None:
             return self.model.token_ids
         return torch.arange(logits.shape[-1], device=logits.device)
+
+
+def _growth(session: Session[GrownTree], request: GrowTree) -> Growth:
+    """A tree's beginning. Drawn without replacement, it did not gain by another shape (ADR 0011)."""
+    is_drawn = session.settings.draw_rule is DrawRule.WITHOUT_REPLACEMENT
+    make = Growth if is_drawn else AllocatedGrowth
+    return make(session, request.topology, token_ids=[request.root_token_id])
 
 
 def _segment(growth: Growth, nodes: Sequence[int]) -> Segment:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sequoia.messages import DraftDistribution, GrownTree
@@ -37,6 +39,20 @@ class Growth:
     def child_counts(self, nodes: Sequence[int]) -> list[int]:
         """How many children the plan gives each node."""
         return [len(self.planned.children[self.planned_nodes[node]]) for node in nodes]
+
+    def most_children(self, nodes: Sequence[int]) -> int:
+        """The most that one of these nodes can get."""
+        return max(self.child_counts(nodes))
+
+    def share_children(self, nodes: Sequence[int], chances: NDArray[np.float64]) -> list[int]:
+        """How many children each node gets, which `add_children` follows for: those of the plan.
+
+        Args:
+            nodes: of one depth.
+            chances: that the child of each rank is accepted, `[nodes, ranks]`.
+        """
+        available = (chances > 0).sum(axis=1).tolist()
+        return [min(pair) for pair in zip(self.child_counts(nodes), available, strict=True)]
 
     def next_inner_nodes(self) -> list[int]:
         """Nodes of the deepest level that shall have children."""

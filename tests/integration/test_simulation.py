@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from draft_service.growth import Growth
 from sequoia.acceptance.continuations import Prompt
 from sequoia.acceptance.pair import load_pair
 from sequoia.acceptance.rules import RuleName
@@ -47,7 +48,11 @@ def test_texts_and_steps_are_those_of_the_engine(
     temperature: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Token for token and step for step, under every tree, with the same random numbers."""
+    """Token for token and step for step, under every tree, with the same random numbers.
+
+    Simulated trees keep the planned shape; so the engine's shall.
+    """
+    monkeypatch.setattr("draft_service.grower.AllocatedGrowth", Growth)
     target, draft = folders[kind]
     seeds = iter([SEED + number for _ in TREES for number in range(len(PROMPTS))])
     monkeypatch.setattr("secrets.randbits", lambda _: next(seeds))

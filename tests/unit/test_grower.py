@@ -98,7 +98,8 @@ async def test_no_bound_on_the_vocabulary_costs_no_memory(grower: Grower, rule: 
     """Tokens that the draft does not know may stand in the prompt, and are penalised nowhere."""
     prompt = (3, 2**31, 5)
     answer = await grown(grower, rule, PENALISED, UNBOUNDED, prompt)
-    assert answer.tree.topology == SHAPE
+    assert [len(level) for level in answer.tree.topology.levels] == [1, 2, 2]
+    assert rule is not DrawRule.WITHOUT_REPLACEMENT or answer.tree.topology == SHAPE
 
 
 @pytest.mark.parametrize("rule", list(DrawRule))
@@ -108,3 +109,20 @@ async def test_the_draft_proposes_nothing_that_the_target_does_not_know(
     """Ids at or above the target's vocabulary have no probability; the tree is smaller if need be."""
     answer = await grown(grower, rule, vocabulary_size=3)
     assert max(answer.tree.token_ids[1:]) < 3
+
+
+async def test_children_go_where_the_draft_is_sure(grower: Grower) -> None:
+    """The second level holds the two likeliest pairs of tokens, whosever children they are."""
+    tree = (await grown(grower, DrawRule.GREEDY, SamplingSettings(temperature=0))).tree
+    pairs = []
+    first = grower.model.plain(PROMPT).logits[-1].softmax(-1)
+    for node in (1, 2):
+        path = tree.path_tokens(node)
+        chance = first[columns(grower).index(path[0])]
+        second = chance * grower.model.plain([*PROMPT, *path]).logits[-1].softmax(-1)
+        pairs += [
+            (worth, (*path, token))
+            for worth, token in zip(second.tolist(), columns(grower), strict=True)
+        ]
+    likeliest = {pair for _, pair in sorted(pairs)[-2:]}
+    assert {tree.path_tokens(node) for node in (3, 4)} == likeliest

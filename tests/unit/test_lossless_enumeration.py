@@ -1,6 +1,6 @@
 """Draw + accept, summed over every possible draw on small vocabularies, is the target exactly."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from draft_service.allocation import allocate
 from sequoia.verification import RULES, Draw, Evidence, Ladder, Rule, ordered_draws
 
 EXACT = 1e-9
+Share = Callable[[tuple[int, ...]], Sequence[int]]  # children drawn: the children of each
 LOSSLESS = [rule for rule in RULES.values() if rule.lossless]
 each_lossless_rule = pytest.mark.parametrize("rule", LOSSLESS, ids=lambda rule: rule.name)
 
@@ -106,21 +108,21 @@ def emitted(rule: Rule, case: Case, count: int) -> Probs:
     )
 
 
-def two_emitted(rule: Rule, root: Case, inner: Sequence[Case], branches: Sequence[int]) -> Probs:
+def two_emitted(rule: Rule, root: Case, inner: Sequence[Case], count: int, share: Share) -> Probs:
     """[vocab, vocab] distribution of the next two tokens, over all draws of a two-level tree.
 
-    The root has a child per entry of `branches`, and the child of that rank that many children:
-    all are drawn before anything is accepted. A step that ends after one token is followed by
-    another, whose root stands at that token.
+    The root has `count` children, which get as many as `share` says once they are drawn: all are
+    drawn before anything is accepted. A step that ends after one token is followed by another, whose
+    root stands at that token.
     """
-    next_step = [emitted(rule, case, branches[0]) for case in inner]
+    next_step = [emitted(rule, case, count) for case in inner]
     draws_at = cache(lambda token, n: tuple(ordered_draws(rule.draw, inner[token].evidence, n)))
     emitted_at = cache(lambda token, children: emitted_given(rule, inner[token], children))
     joint = np.zeros((root.p.size, root.p.size))
-    for children, drawn in ordered_draws(rule.draw, root.evidence, len(branches)):
+    for children, drawn in ordered_draws(rule.draw, root.evidence, count):
         ladder = rule.ladder(root.evidence, children)
         bonus = bonus_distribution(root, ladder)[:, None] * np.array(next_step)
-        for level in product(*map(draws_at, children, branches)):
+        for level in product(*map(draws_at, children, share(children))):
             weight = drawn * prod(probability for _, probability in level)
             for rank, probability in outcomes(ladder):
                 if rank >= 0:
@@ -186,8 +188,40 @@ def test_two_levels_emit_the_target(rule: Rule, branches: tuple[int, ...]) -> No
         for _ in range(2):
             root, *inner = (random_case(rng, 4, support_size) for _ in range(5))
             target = root.p[:, None] * np.array([case.p for case in inner])
-            joint = two_emitted(rule, root, inner, branches)
+            joint = two_emitted(rule, root, inner, len(branches), lambda _: branches)
             assert np.abs(joint - target).max() < EXACT
+
+
+@each_lossless_rule
+def test_children_that_go_where_the_draft_is_sure_emit_the_target(rule: Rule) -> None:
+    """Numbers of children may follow from q at the nodes and from which nodes were drawn above them."""
+    rng = np.random.default_rng(17)
+    shares = set()
+    for support_size in (2, 3):
+        for _ in range(3):
+            root, *inner = (random_case(rng, 4, support_size) for _ in range(5))
+            worths = by_rank(root)[:2]
+
+            def share(
+                children: tuple[int, ...],
+                inner: Sequence[Case] = inner,
+                worths: Probs = worths,
+            ) -> list[int]:
+                chances = np.array([by_rank(inner[token]) for token in children])
+                divided = allocate(worths[: len(children)].tolist(), chances, 2)
+                counts = [len(row) for row in divided]
+                shares.add(tuple(counts))
+                return counts
+
+            target = root.p[:, None] * np.array([case.p for case in inner])
+            joint = two_emitted(rule, root, inner, 2, share)
+            assert np.abs(joint - target).max() < EXACT
+    assert len(shares) > 1  # the trees do differ
+
+
+def by_rank(case: Case) -> Probs:
+    """[support] what the draft worker takes for the chances of a node's children."""
+    return np.sort(case.q)[::-1]
 
 
 def test_dropping_a_child_for_its_token_is_not_lossless() -> None:
