@@ -9,10 +9,10 @@ INSTALLED_DEV := $(VENV)/installed-dev
 PROTOS := $(wildcard protos/sequoia/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test check protos clean
+.PHONY: help install install-dev demo test test-containers check protos lock secrets clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Make .venv with everything that Sequoia needs to run
 
@@ -24,15 +24,29 @@ demo: $(INSTALLED) ## Start the whole system on this machine and generate a text
 test: $(INSTALLED_DEV) ## Run the tests on all cores; PYTEST_ARGS='-k tree' narrows them
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-containers: $(INSTALLED_DEV) ## Build the image and break the compose stack, on a Docker engine
+	PYTHON=$(BIN)/python tests/e2e/containers.sh
+
 check: $(INSTALLED_DEV) ## Lint, formatting, types, API comments and names
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/buf lint
+	$(BIN)/hadolint Dockerfile
 
 protos: $(INSTALLED_DEV) ## Write sequoia/v1 anew from protos/
 	rm -f sequoia/v1/*_pb2.py sequoia/v1/*_pb2.pyi sequoia/v1/*_pb2_grpc.py
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --grpc_python_out=. --pyi_out=. $(PROTOS)
+
+lock: $(INSTALLED_DEV) ## Pin the packages of the container image anew, with their hashes
+	$(BIN)/python deploy/requirements/lock.py
+
+# Containers run as users of their own and must be able to read the file; the folder keeps others away.
+secrets: ## Make a password for the Redis of docker-compose.yml, unless there is one
+	@mkdir -p -m 700 deploy/secrets
+	@test -s deploy/secrets/redis_password || { \
+	  head -c 32 /dev/urandom | od -A n -t x1 | tr -d ' \n' > deploy/secrets/redis_password; \
+	  chmod 444 deploy/secrets/redis_password; echo "==> made deploy/secrets/redis_password"; }
 
 clean: ## Remove .venv and every cache of the tools
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -18,6 +18,7 @@ def main(
     target_address: config.TargetAddress = "127.0.0.1:50053",
     draft_address: config.DraftAddress = None,
     redis: config.RedisUrl = None,
+    redis_password_file: config.RedisPasswordFile = None,
     host: config.Host = "127.0.0.1",
     port: config.Port = 50051,
     request_limit: config.RequestLimit = 64,
@@ -42,7 +43,7 @@ def main(
     settings = CoordinatorSettings(
         target_address,
         draft_address,
-        redis,
+        config.redis_url(redis, redis_password_file),
         request_limit,
         max_new_tokens_limit,
         call_timeout,

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -34,7 +34,7 @@ class CoordinatorSettings:
 
     target_address: str
     draft_address: str | None
-    redis_url: str | None
+    redis_url: str | None = field(repr=False)  # may hold a password
     request_limit: int = 64
     max_new_tokens: int = MAX_NEW_TOKENS
     call_seconds: float = 30.0

@@ -17,6 +17,7 @@ def main(
     target_address: config.TargetAddress = "127.0.0.1:50053",
     draft_address: config.DraftAddress = None,
     redis: config.RedisUrl = None,
+    redis_password_file: config.RedisPasswordFile = None,
     host: config.Host = "127.0.0.1",
     port: config.Port = 50054,
     max_nodes: config.MaxNodes = None,
@@ -31,13 +32,14 @@ def main(
     config.check_environment()
     if draft_address is None:
         config.fail("--draft-address (or SEQUOIA_DRAFT_ADDRESS) is required by the planner", 2)
-    if redis is None:
+    url = config.redis_url(redis, redis_password_file)
+    if url is None:
         config.fail("--redis (or SEQUOIA_REDIS) is required: the planner publishes there", 2)
     configure_logging("planner", log_level)
     from planner.service import PlannerService, PlannerSettings
 
     settings = PlannerSettings(
-        target_address, draft_address, redis, max_nodes, max_levels, replan_interval
+        target_address, draft_address, url, max_nodes, max_levels, replan_interval
     )
 
     async def plan() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 from redis.exceptions import RedisError
@@ -35,7 +35,7 @@ class PlannerSettings:
 
     target_address: str
     draft_address: str
-    redis_url: str
+    redis_url: str = field(repr=False)  # may hold a password
     max_nodes: int | None = None  # None: by the target's placement
     max_levels: int | None = None
     replan_seconds: float = 5.0

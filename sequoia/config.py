@@ -10,9 +10,12 @@ import os
 import re
 from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+
+from sequoia.secret_files import SecretError, read_secret, with_password
 
 PREFIX = "SEQUOIA_"
 DEFAULT_TARGET = "smollm2-135m-instruct"
@@ -100,6 +103,13 @@ RedisUrl = Annotated[
     str | None,
     typer.Option(
         "--redis", envvar="SEQUOIA_REDIS", callback=_redis_url, help="URL of Redis or Valkey."
+    ),
+]
+RedisPasswordFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="SEQUOIA_REDIS_PASSWORD_FILE",
+        help="File with the password of Redis, for a URL that holds none.",
     ),
 ]
 DraftAddress = Annotated[
@@ -324,6 +334,16 @@ def check_environment(environment: Mapping[str, str] = os.environ) -> None:
     )
     if unknown:
         fail(f"unknown environment variable {', '.join(unknown)}", 2)
+
+
+def redis_url(url: str | None, password_file: Path | None) -> str | None:
+    """The URL of Redis with the password from its file; a wrong file ends the process with status 2."""
+    if url is None or password_file is None:
+        return url
+    try:
+        return with_password(url, read_secret(password_file))
+    except SecretError as error:
+        fail(f"--redis-password-file (or SEQUOIA_REDIS_PASSWORD_FILE): {error}", 2)
 
 
 def fail(message: str, status: int = 1) -> NoReturn:

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Self
 
-import grpc
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from sequoia.embedded_valkey import EmbeddedValkey
+from sequoia.rpc.health import is_serving
 
 log = structlog.get_logger(__name__)
 
@@ -125,7 +124,7 @@ class RoleProcess:
         Raises:
             LaunchError: the process ended instead.
         """
-        while not _is_serving(self.address):
+        while not is_serving(self.address, HEALTH_SECONDS):
             if self.has_ended:
                 raise LaunchError(f"{self.module} ended before it was ready")
             time.sleep(POLL_SECONDS)
@@ -307,15 +306,3 @@ class LocalSystem:
             role.wait()
         if self._valkey:
             self._valkey.stop()
-
-
-def _is_serving(address: str) -> bool:
-    """Ask a role's health, without an event loop: Ctrl-C must get through while waiting."""
-    with grpc.insecure_channel(address) as channel:
-        try:
-            reply = health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(), timeout=HEALTH_SECONDS
-            )
-        except grpc.RpcError:
-            return False
-        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)

@@ -11,7 +11,7 @@ from sequoia.runtime.catalogue import BUILT_INS, ModelError, resolve
 from sequoia.runtime.progress import stderr_progress
 
 models_app = typer.Typer(
-    name="models", help="List the built-in models, or fetch one.", no_args_is_help=True
+    name="models", help="List the built-in models, or fetch some.", no_args_is_help=True
 )
 
 
@@ -30,14 +30,14 @@ def list_models() -> None:
 
 
 @models_app.command("pull")
-def pull_model(
-    name: Annotated[str, typer.Argument(help="A built-in name or a hub id.")],
+def pull_models(
+    names: Annotated[list[str], typer.Argument(help="Built-in names, hub ids or local folders.")],
 ) -> None:
-    """Fetch and convert a model, so that the first start does not have to; prints its folder."""
+    """Fetch and convert models, so that the first start does not have to; prints their folders."""
     try:
         with stderr_progress() as progress:
-            folder = resolve(name, progress=progress)
+            for name in names:
+                print(resolve(name, progress=progress))
     except ModelError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
-    print(folder)

@@ -166,6 +166,20 @@ def test_a_wrong_variable_is_named(role: str, variable: str, value: str) -> None
     assert_refused(run(role, **{variable: value}), variable)
 
 
+@pytest.mark.parametrize("role", ["coordinator", "planner"])
+def test_a_password_that_cannot_be_read_is_named(role: str, tmp_path: Path) -> None:
+    """With the option and the file, before anything is started; what is in a file is not shown."""
+    options = ["--redis", "redis://h:1", "--draft-address", "h:2"]
+    absent = run(role, *options, "--redis-password-file", str(tmp_path / "absent"))
+    assert_refused(absent, "--redis-password-file", "SEQUOIA_REDIS_PASSWORD_FILE", "absent")
+    (file := tmp_path / "password").write_text("s3cret")
+    options[1] = "redis://:other@h:1"
+    twice = run(role, *options, SEQUOIA_REDIS_PASSWORD_FILE=str(file))
+    assert_refused(twice, "a password already")
+    assert "s3cret" not in twice.output
+    assert "other" not in twice.output
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_an_unknown_variable_is_named(role: str) -> None:
     """A variable that nobody reads is most likely a typing error."""

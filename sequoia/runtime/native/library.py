@@ -1,36 +1,26 @@
-"""The compiled half of the engine: made with the machine's C++ compiler once, and kept in the cache."""
+"""The compiled half of the engine: compiled ahead, or once by the machine's C++ compiler for the cache."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import structlog
 
 from sequoia.runtime.catalogue import cache_folder
+from sequoia.runtime.native import prebuilt
+from sequoia.runtime.native.source import OPTIONS, SOURCE, digest
 
 log = structlog.get_logger(__name__)
 
-SOURCE = Path(__file__).with_name("decoder.cpp")
-HEADERS = tuple(sorted(SOURCE.parent.glob("*.h")))
-# No contraction: a sum must be rounded alike wherever the compiler vectorises it and where not.
-FLAGS = (
-    "-O3",
-    "-march=native",
-    "-ffp-contract=off",
-    "-std=c++17",
-    "-shared",
-    "-fPIC",
-    "-pthread",
-    "-w",
-)
+OPTIONS_HERE = ("-march=native",)
 COMPILE_SECONDS = 300
 
 
@@ -47,47 +37,68 @@ def library() -> ctypes.CDLL:
     """
     if platform.machine() != "x86_64":
         raise NativeUnavailableError(f"not written for {platform.machine()} processors")
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        raise NativeUnavailableError("no C++ compiler: install g++, or name one in CXX")
-    path = cache_folder() / "native" / f"decoder-{_fingerprint(compiler)}.so"
-    try:
-        loaded = _load(compiler, path)
-    except OSError as error:
-        raise NativeUnavailableError(f"{path}: {error}") from error
+    variant = prebuilt.choose(_processor().split())
+    if variant is not None and variant.path.is_file():
+        loaded = _load_prebuilt(variant)
+    else:
+        loaded = _load_cached(find_compiler())
     loaded.sequoia_new_pool.restype = ctypes.c_void_p
     loaded.sequoia_run.restype = ctypes.c_bool
     loaded.sequoia_free_pool.argtypes = [ctypes.c_void_p]
     return loaded
 
 
-def _load(compiler: str, path: Path) -> ctypes.CDLL:
-    """What was compiled before, or is now; a broken file is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    found = path.parent.stat()
-    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise NativeUnavailableError(f"{path.parent} is code that others can write: chmod go-w it")
-    if path.is_file():
-        try:
-            return ctypes.CDLL(str(path))
-        except OSError as error:
-            log.warning("native engine broken, compiling it again", error=str(error))
-    _compile(compiler, path)
-    return ctypes.CDLL(str(path))
+def find_compiler() -> str:
+    """The C++ compiler of this machine.
+
+    Raises:
+        NativeUnavailableError: there is none.
+    """
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        raise NativeUnavailableError("no C++ compiler: install g++, or name one in CXX")
+    return compiler
+
+
+def _load_prebuilt(variant: prebuilt.Variant) -> ctypes.CDLL:
+    try:
+        loaded = ctypes.CDLL(str(variant.path))
+    except OSError as error:
+        raise NativeUnavailableError(f"{variant.path}: {error}") from error
+    log.info("native engine compiled ahead", variant=variant.name)
+    return loaded
+
+
+def _load_cached(compiler: str) -> ctypes.CDLL:
+    """What was compiled here before, or is now; a broken file is replaced."""
+    path = cache_folder() / "native" / f"decoder-{_fingerprint(compiler)}.so"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = path.parent.stat()
+        if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            raise NativeUnavailableError(
+                f"{path.parent} is code that others can write: chmod go-w it"
+            )
+        if path.is_file():
+            try:
+                return ctypes.CDLL(str(path))
+            except OSError as error:
+                log.warning("native engine broken, compiling it again", error=str(error))
+        compile_library(compiler, OPTIONS_HERE, path)
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NativeUnavailableError(f"{path}: {error}") from error
 
 
 def _fingerprint(compiler: str) -> str:
     """Names what the compiled code depends on: the source, the compiler and the processor."""
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+        version = subprocess.run(
+            [compiler, "--version"], capture_output=True, text=True, check=False
+        ).stdout
     except OSError as error:
         raise NativeUnavailableError(f"{compiler}: {error}") from error
-    digest = hashlib.sha256(version)
-    for path in (SOURCE, *HEADERS):
-        digest.update(path.read_bytes())
-    digest.update(" ".join(FLAGS).encode())
-    digest.update(_processor().encode())
-    return digest.hexdigest()[:16]
+    return digest(*OPTIONS_HERE, version, _processor())
 
 
 def _processor() -> str:
@@ -99,12 +110,18 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith("flags")), "")
 
 
-def _compile(compiler: str, path: Path) -> None:
+def compile_library(compiler: str, options: Sequence[str], path: Path) -> None:
+    """Compile the engine into `path`, whose folder is there; `options` say for which processors.
+
+    Raises:
+        NativeUnavailableError: the compiler refused, or took too long.
+        OSError: the folder cannot be written.
+    """
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         try:
             run = subprocess.run(
-                [compiler, *FLAGS, str(SOURCE), "-o", str(made)],
+                [compiler, *OPTIONS, *options, str(SOURCE), "-o", str(made)],
                 capture_output=True,
                 text=True,
                 check=False,
