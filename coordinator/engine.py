@@ -71,7 +71,7 @@ class Engine:
         self._draft_room = Room(lambda: draft.info if draft else None)
         self._target_room = Room(lambda: target.info)
         self._decode = decode
-        self._patience = target_patience_seconds
+        self._patience_seconds = target_patience_seconds
         self._stopping = False
 
     async def generate(self, request: PreparedRequest) -> AsyncGenerator[GenerationChunk, None]:
@@ -103,6 +103,11 @@ class Engine:
                         await ahead.begin()  # the workers go on while the text is written
                     yield one.sequence.show()
             yield self._completed(one)
+
+    @property
+    def _patience(self) -> float:
+        """Seconds to go on without the target; a streamed one has not even begun again in a few."""
+        return self.target.with_passes(self._patience_seconds)
 
     @property
     def active_count(self) -> int:
@@ -222,7 +227,9 @@ class Engine:
 
         state = sequence.draft_state if with_features else sequence.state
         try:
-            grown = await one.draft.step_patiently(state, make, patience=0.0)
+            # Others' trees, which share the passes, may be deeper.
+            levels = self.plan.level_count
+            grown = await one.draft.step_patiently(state, make, patience=0.0, passes=levels)
             check_grown(
                 grown, sequence.root_token_id, topology.node_count, sequence.request.settings
             )

@@ -79,11 +79,13 @@ class Worker:
         self._look_from = 0.0
         self._closing: set[asyncio.Task[None]] = set()
 
-    @property
-    def call_seconds(self) -> float:
-        """The time to give to a call, with that of passes once it is known."""
-        least = self._least_seconds
-        return self.info.call_seconds(least) if self.info else least
+    def call_seconds(self, passes: int = 1) -> float:
+        """The time to give to a call that takes so many passes."""
+        return self.with_passes(self._least_seconds, passes)
+
+    def with_passes(self, seconds: float, passes: int = 1) -> float:
+        """A time, and that of passes once it is known."""
+        return self.info.call_seconds(seconds, passes) if self.info else seconds
 
     def lost(self, error: SequoiaError) -> None:
         """Take the worker out of use until `watch` finds it again."""
@@ -92,7 +94,7 @@ class Worker:
         self.is_available = False
         if error.reason is Reason.DEADLINE_EXCEEDED:
             # It answers health checks and yet is too slow: not to be tried again at once.
-            self._look_from = time.monotonic() + self.call_seconds
+            self._look_from = time.monotonic() + self.call_seconds()
 
     async def find(self, needed: Compatibility) -> WorkerInfo | None:
         """Look whether the worker is there, and take it into use; None if it is not.
@@ -103,7 +105,7 @@ class Worker:
         if not await self.channel.is_serving():
             return None
         try:
-            info = await self.channel.call(GET_INFO, None, timeout=self.call_seconds)
+            info = await self.channel.call(GET_INFO, None, timeout=self.call_seconds())
         except SequoiaError:
             return None
         if misfit := needed.misfit(info):
@@ -189,8 +191,10 @@ class WorkerSession(Generic[Request, Reply]):
         self._end_steps()
         self._next_step = self._fresh_step = NO_STEP
 
-    async def step(self, state: StepState, make: Callable[[StepHeader], Request]) -> Reply:
-        """One step; the session is opened first when there is none or it has missed a step.
+    async def step(
+        self, state: StepState, make: Callable[[StepHeader], Request], passes: int = 1
+    ) -> Reply:
+        """One step of so many passes; the session is opened first if there is none or it missed a step.
 
         Raises:
             SequoiaError: as the worker or the transport reported it. The step can be repeated.
@@ -201,7 +205,7 @@ class WorkerSession(Generic[Request, Reply]):
             header = StepHeader(self._session_id, state.step, len(state.token_ids), accepted)
             if self._steps is None:
                 self._steps = self.worker.channel.steps(self._method)
-            reply = await self._steps.take(make(header), self.worker.call_seconds)
+            reply = await self._steps.take(make(header), self.worker.call_seconds(passes))
         except BaseException as error:
             self._end_steps()
             if isinstance(error, SequoiaError) and error.reason in SESSION_LOST:
@@ -213,14 +217,18 @@ class WorkerSession(Generic[Request, Reply]):
         return reply
 
     async def step_patiently(
-        self, state: StepState, make: Callable[[StepHeader], Request], patience: float
+        self,
+        state: StepState,
+        make: Callable[[StepHeader], Request],
+        patience: float,
+        passes: int = 1,
     ) -> Reply:
-        """One step, repeated through losses of the session and outages of the worker.
+        """One step of so many passes, repeated through losses of the session and outages of the worker.
 
         Raises:
             SequoiaError: it failed for `patience` seconds, or in a way that no repetition mends.
         """
-        return await self._patiently(lambda: self.step(state, make), patience)
+        return await self._patiently(lambda: self.step(state, make, passes), patience)
 
     async def open_patiently(self, state: StepState, patience: float) -> None:
         """Open the session ahead of its first step, as patiently.
@@ -255,7 +263,9 @@ class WorkerSession(Generic[Request, Reply]):
             prefill = Prefill(
                 self._session_id, state.token_ids, state.step, self._settings, state.features
             )
-            seconds = self.worker.call_seconds + PREFILL_SECONDS_PER_TOKEN * len(state.token_ids)
+            count = len(state.token_ids)
+            passes = self.worker.info.prefill_passes(count) if self.worker.info else 1
+            seconds = self.worker.call_seconds(passes) + PREFILL_SECONDS_PER_TOKEN * count
             prefilled = await self.worker.channel.call(PREFILL, prefill, timeout=seconds)
             self._on_opened(prefilled)
             self._next_step = self._fresh_step = state.step

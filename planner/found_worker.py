@@ -22,7 +22,11 @@ class FoundWorker:
     @property
     def call_seconds(self) -> float:
         """The time to give to a call that takes a pass."""
-        return self.info.call_seconds(CALL_SECONDS)
+        return self.seconds_of(1)
+
+    def seconds_of(self, passes: int) -> float:
+        """The time to give to a call that takes so many passes."""
+        return self.info.call_seconds(CALL_SECONDS, passes)
 
 
 async def find(channel: RpcChannel) -> FoundWorker:

@@ -119,7 +119,7 @@ class _Session:
         token_ids = (self._token_id,) * self._prefix_length
         prefill = Prefill(self._session_id, token_ids, 0, self._settings)
         prefilled = await self._target.channel.call(
-            PREFILL, prefill, timeout=self._target.call_seconds
+            PREFILL, prefill, timeout=self._reading_seconds(self._target)
         )
         if self._has_draft:
             features = prefilled.features
@@ -130,7 +130,12 @@ class _Session:
             )
             if features is not None:
                 self._features = np.ascontiguousarray(features[-1:])
-            await self._draft.channel.call(PREFILL, own, timeout=self._draft.call_seconds)
+            seconds = self._reading_seconds(self._draft)
+            await self._draft.channel.call(PREFILL, own, timeout=seconds)
+
+    def _reading_seconds(self, worker: FoundWorker) -> float:
+        """The time to give to a call that reads the prefix."""
+        return worker.seconds_of(worker.info.prefill_passes(self._prefix_length))
 
     async def run(self) -> float:
         """Seconds of the steps after the first, which opens the calls."""
@@ -152,7 +157,8 @@ class _Session:
         if not self._has_draft:
             return GrownTree(Tree.root_only(self._token_id))
         request = GrowTree(header, self._token_id, self._topology, self._features)
-        return await self._growing.take(request, self._draft.call_seconds)
+        levels = self._topology.level_count
+        return await self._growing.take(request, self._draft.seconds_of(levels))
 
     def _go_on(self, verdict: Verdict) -> None:
         """Commit the target's own token, as if it had accepted none of the tree's."""

@@ -174,8 +174,9 @@ HostMemory = Annotated[
         envvar="SEQUOIA_HOST_MEMORY",
         parser=read_size,
         metavar="BYTES",
-        help="Most memory of the host for a target that is streamed to a GPU; what does not fit is "
-        "read from disk. Default: most of what is free.",
+        help="Most memory of the host for a target that is streamed to a GPU: for KV cache that the GPU "
+        "does not hold, and for layers; those that do not fit are read from disk. Default: most of what "
+        "is free.",
     ),
 ]
 SessionLimit = Annotated[
@@ -198,7 +199,8 @@ TargetKvCacheLimit = Annotated[
         envvar="SEQUOIA_KV_CACHE_LIMIT_BYTES",
         min=2**20,
         help="Most bytes of KV cache over all sessions. Default: 4 GiB; of a target that is "
-        "offloaded, a quarter of its device memory at most.",
+        "offloaded, an eighth of its device memory, or what 1,024 tokens take. On a GPU, what is beyond "
+        "that stays in the host's memory.",
     ),
 ]
 BatchLimit = Annotated[
@@ -258,7 +260,8 @@ Patience = Annotated[
         "--target-patience",
         envvar="SEQUOIA_TARGET_PATIENCE",
         min=0.0,
-        help="Seconds that a request waits for a lost target before it fails.",
+        help="Seconds that a request waits for a lost target before it fails; for one with long passes, "
+        "8 of these more.",
     ),
 ]
 CallSeconds = Annotated[
@@ -277,7 +280,8 @@ DraftSeconds = Annotated[
         "--draft-timeout",
         envvar="SEQUOIA_DRAFT_TIMEOUT",
         min=0.1,
-        help="Seconds that a call to the draft worker may take before a step does without it.",
+        help="Seconds that a call to the draft worker may take beside its passes before a step does "
+        "without it.",
     ),
 ]
 MaxNodes = Annotated[

@@ -130,8 +130,9 @@ class Verdict:
     batch_size: int = 1
 
 
-# Passes that a call may wait for, its own among them; they count where the weights are streamed.
+# Calls that one may wait for, itself among them; the time of their passes counts where that is long.
 PASSES_PER_CALL = 8
+PREFILL_CHUNK = 512  # tokens of a prompt that a pass reads; bounds the memory of a pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +156,13 @@ class WorkerInfo:
     placement: str = "on-chip"  # or offload
     pass_seconds: float = 0.0  # of a pass over a few tokens
 
-    def call_seconds(self, least: float) -> float:
-        """The time to give to a call that takes a pass: `least` seconds, and those of passes."""
-        return least + PASSES_PER_CALL * self.pass_seconds
+    def call_seconds(self, least: float, passes: int = 1) -> float:
+        """The time to give to a call that takes so many passes: `least` seconds, and those of passes."""
+        return least + PASSES_PER_CALL * passes * self.pass_seconds
+
+    def prefill_passes(self, token_count: int) -> int:
+        """Passes in which a prompt is read, at most: one that is bounded holds no larger tree either."""
+        return max(-(-token_count // min(PREFILL_CHUNK, self.node_limit)), 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import redis.asyncio as redis
@@ -107,6 +108,11 @@ class Plan:
     version: int
     created_at: float  # seconds since the epoch
     trees: tuple[PlannedTree, ...]
+
+    @cached_property
+    def level_count(self) -> int:
+        """Levels of the deepest tree, the root's included; 1 where there is none."""
+        return max((tree.topology.level_count for tree in self.trees), default=1)
 
     def tree_for(self, request_class: str, batch_size: int) -> PlannedTree | None:
         """The tree of the class, planned for the least load that covers `batch_size`.

@@ -173,6 +173,7 @@ async def running_coordinator(
     target_patience_seconds: float = 60.0,
     queue_limit: int = 256,
     queue_seconds: float = 60.0,
+    draft_call_seconds: float = 5.0,
 ) -> AsyncIterator[Stack]:
     """Start a coordinator on running workers, and stop it again."""
     async with AsyncExitStack() as cleanup:
@@ -185,6 +186,7 @@ async def running_coordinator(
             target_patience_seconds=target_patience_seconds,
             queue_limit=queue_limit,
             queue_seconds=queue_seconds,
+            draft_call_seconds=draft_call_seconds,
         )
         fresh = seeds or itertools.count(1)
         coordinator = CoordinatorService(server, target.folder, settings, lambda: next(fresh))

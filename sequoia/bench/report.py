@@ -20,6 +20,12 @@ from sequoia.bench.errors import OutputError
 DPI = 130
 
 
+def shown(reference: str) -> str:
+    """A model's name without the folders of this machine."""
+    path = Path(reference)
+    return path.name if path.is_dir() else reference
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     """A table of texts; the first column stands left, the others right where they are numbers."""

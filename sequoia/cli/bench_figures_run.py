@@ -11,9 +11,8 @@ import torch
 
 from sequoia.bench.environment import Environment
 from sequoia.bench.figures import forward_times, on_chip, regret, rejection, robustness, tree_sizes
-from sequoia.bench.figures.drawing import shown
 from sequoia.bench.forward.passes import MakePassTimer
-from sequoia.bench.report import Result
+from sequoia.bench.report import Result, shown
 from sequoia.cli.bench_common import chosen_place, say_progress
 from sequoia.cli.bench_figures_pair import PairFigures
 from sequoia.cli.bench_figures_system import SystemFigures, running

@@ -25,7 +25,7 @@ from sequoia.bench.offload.with_accelerate import MakeAcceleratePeer
 from sequoia.bench.offload.with_sequoia import shortened
 from sequoia.bench.peers.comparison import OURS, OURS_ALONE
 from sequoia.bench.peers.runs import Prompt
-from sequoia.bench.report import Result
+from sequoia.bench.report import Result, shown
 from sequoia.cli.bench_common import chosen_place, say_progress
 from sequoia.cli.bench_offload_ours import DEVICE, Ours
 from sequoia.cli.bench_prompts import read_prompt_tokens
@@ -133,9 +133,9 @@ class Measurement:
         options, models = self.options, self.models
         return {
             "model": models.name,
-            "target": str(models.target),
-            "draft": models.draft,
-            "other_draft": models.other_draft,
+            "target": shown(str(models.target)),
+            "draft": shown(models.draft),
+            "other_draft": models.other_draft and shown(models.other_draft),
             "checkpoint_bytes": models.byte_count,
             "dtype": self.ours.dtype,
             "threads": self.ours.threads,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -91,12 +92,17 @@ class LayerRows:
         self.keys[layer][:, at:end] = keys
         self.values[layer][:, at:end] = values
 
-    def repeated(self, length: int) -> LayerRows:
+    def repeated(self, length: int) -> Rows:
         """See `Rows`."""
-        other, capacity = LayerRows(), grown_capacity(0, length)
-        other.keys = [tensor[:, :1].repeat(1, capacity, 1) for tensor in self.keys]
-        other.values = [tensor[:, :1].repeat(1, capacity, 1) for tensor in self.values]
+        other = LayerRows()
+        other.repeat(self, length)
         return other
+
+    def repeat(self, one: LayerRows, length: int) -> None:
+        """Become `length` rows that all repeat another's first."""
+        capacity = grown_capacity(0, length)
+        self.keys = [tensor[:, :1].repeat(1, capacity, 1) for tensor in one.keys]
+        self.values = [tensor[:, :1].repeat(1, capacity, 1) for tensor in one.values]
 
     def move(self, start: int, rows: Sequence[int]) -> None:
         """See `Rows`."""
@@ -119,16 +125,50 @@ def _grown(tensor: Tensor, valid: int, needed: int) -> Tensor:
     return grown
 
 
+class Homes(Protocol):
+    """Where transformers' sessions have their rows, and how a pass comes by them."""
+
+    def serving(
+        self, caches: Sequence[KVCache], row_counts: Sequence[int]
+    ) -> AbstractContextManager[None]:
+        """A pass that writes so many rows behind each of the caches."""
+
+    def extended(
+        self, cache: KVCache, layer: int, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Write rows `[heads, rows, head_dim]` of a layer behind the valid ones; all of its rows."""
+
+
+class OnDevice:
+    """All rows stay on the device that computes."""
+
+    @contextmanager
+    def serving(self, caches: Sequence[KVCache], row_counts: Sequence[int]) -> Iterator[None]:
+        """See `Homes`."""
+        yield
+
+    def extended(
+        self, cache: KVCache, layer: int, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See `Homes`."""
+        rows, end = LayerRows.of(cache), cache.length + keys.shape[1]
+        rows.write(layer, cache.length, keys, values)
+        return rows.keys[layer][:, :end], rows.values[layer][:, :end]
+
+
 class PassLayer(CacheLayerMixin):
     """One layer of a pass over several sessions, padded to the longest."""
 
     is_sliding = False
 
-    def __init__(self, layer: int, caches: Sequence[KVCache], row_counts: Sequence[int]) -> None:
+    def __init__(
+        self, layer: int, caches: Sequence[KVCache], row_counts: Sequence[int], homes: Homes
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.layer = layer
         self.caches = caches
         self.row_counts = row_counts
+        self.homes = homes
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -138,15 +178,14 @@ class PassLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write the new rows `[batch, heads, rows, head_dim]`; return all rows, padded."""
-        keys, values, ends = [], [], []
+        keys, values = [], []
         for index, (cache, count) in enumerate(zip(self.caches, self.row_counts, strict=True)):
-            rows, end = LayerRows.of(cache), cache.length + count
             new = key_states[index, :, :count], value_states[index, :, :count]
-            rows.write(self.layer, cache.length, *new)
-            keys.append(rows.keys[self.layer][:, :end])
-            values.append(rows.values[self.layer][:, :end])
-            ends.append(end)
-        return _stacked(keys, max(ends)), _stacked(values, max(ends))
+            its_keys, its_values = self.homes.extended(cache, self.layer, *new)
+            keys.append(its_keys)
+            values.append(its_values)
+        longest = max(tensor.shape[1] for tensor in keys)
+        return _stacked(keys, longest), _stacked(values, longest)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys; unused, since every pass brings its own mask."""
@@ -174,17 +213,18 @@ def _stacked(tensors: Sequence[Tensor], length: int) -> Tensor:
 class PassCache(Cache):
     """What transformers sees as the cache during one pass."""
 
-    def __init__(self, caches: Sequence[KVCache], row_counts: Sequence[int]) -> None:
-        super().__init__(layers=[PassLayer(0, caches, row_counts)])
-        self._caches = caches
-        self._row_counts = row_counts
+    def __init__(
+        self, caches: Sequence[KVCache], row_counts: Sequence[int], homes: Homes | None = None
+    ) -> None:
+        self._of_layers = caches, row_counts, homes or OnDevice()
+        super().__init__(layers=[PassLayer(0, *self._of_layers)])
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append the layers as the model reaches them, then update as usual."""
         while len(self.layers) <= layer_idx:
-            self.layers.append(PassLayer(len(self.layers), self._caches, self._row_counts))
+            self.layers.append(PassLayer(len(self.layers), *self._of_layers))
         layer: Any = self.layers[layer_idx]
         keys, values = layer.update(key_states, value_states)
         return keys, values

@@ -177,9 +177,12 @@ def _first_of_their_keys(jobs: Sequence[_Job]) -> list[_Job]:
 
 
 def finish(device: torch.device) -> None:
-    """Wait for what a GPU still computes; a CPU has finished when a call returns."""
+    """Wait for what a GPU still computes for this thread; a CPU has finished when a call returns.
+
+    Copies on streams of their own go on: those of the next pass's weights.
+    """
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
 
 
 def _resolve(future: asyncio.Future[Any], reply: Any) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from sequoia.runtime.cache import GROWTH_ROWS, KVCache
 from sequoia.runtime.forward import TreeModel
 from sequoia.runtime.segment import Segment
@@ -14,7 +16,13 @@ EXOTIC_FIELDS = ("kv_lora_rank", "num_kv_shared_layers")
 
 def kv_bytes_per_token(model: TreeModel) -> int:
     """Bytes of KV cache for one token of one session, all layers together."""
-    config: Any = model.model.config.get_text_config(decoder=True)
+    told = told_kv_bytes_per_token(model.model.config, model.dtype)
+    return measured_kv_bytes_per_token(model) if told is None else told
+
+
+def told_kv_bytes_per_token(model_config: Any, dtype: torch.dtype) -> int | None:
+    """The same from a configuration; None where that does not tell."""
+    config = model_config.get_text_config(decoder=True)
     layers = getattr(config, "num_hidden_layers", None)
     heads = getattr(config, "num_key_value_heads", None)
     head_size = getattr(config, "head_dim", None)
@@ -23,8 +31,8 @@ def kv_bytes_per_token(model: TreeModel) -> int:
     if any(getattr(config, name, None) for name in EXOTIC_FIELDS) or not (
         isinstance(layers, int) and isinstance(heads, int) and isinstance(head_size, int)
     ):
-        return measured_kv_bytes_per_token(model)
-    return 2 * layers * heads * head_size * model.dtype.itemsize
+        return None
+    return 2 * layers * heads * head_size * dtype.itemsize
 
 
 def measured_kv_bytes_per_token(model: TreeModel) -> int:

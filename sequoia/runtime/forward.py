@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sequoia.runtime.cache import KVCache, PassCache
+from sequoia.messages import PREFILL_CHUNK
+from sequoia.runtime.cache import Homes, KVCache, OnDevice, PassCache
 from sequoia.runtime.native.decoder import NativeDecoder
 from sequoia.runtime.segment import Segment
-
-PREFILL_CHUNK = 512  # tokens; bounds the memory of a pass
 
 
 class PassOutput(NamedTuple):
@@ -39,7 +38,8 @@ class TreeModel:
     elements of the features that the model reads, or else of those that it makes; `hidden_size` those
     of the ones that it makes. A draft for a widened target reads wider ones than it makes, and takes
     its own with zeros behind them, as that target's are. `placement` says where the weights are,
-    `on-chip` or `offload`, and `pass_seconds` what a pass over a few tokens took when that was tried.
+    `on-chip` or `offload`, `homes` where keys and values are, and `pass_seconds` what a pass over a few
+    tokens took when that was tried.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class TreeModel:
     ) -> None:
         self.model = model.eval()
         self.placement = "on-chip"
+        self.homes: Homes = OnDevice()
         self.pass_seconds = 0.0
         self.token_ids = token_ids
         self.reads_features = fusion is not None
@@ -116,14 +117,16 @@ class TreeModel:
         # Ids beyond a smaller embedding cannot be read; a draft then guesses from another token.
         token_ids.clamp_(max=self.embedding_size - 1)
         arguments: dict[str, Any] = {"logits_to_keep": 1} if self._trims_logits else {}
-        output = self.model(
-            **self._inputs(token_ids, [segment.features for segment in segments]),
-            position_ids=positions.to(self.device),
-            attention_mask=self._masks(segments, width),
-            past_key_values=PassCache([segment.cache for segment in segments], counts),
-            use_cache=True,
-            **({} if with_logits else arguments),
-        )
+        caches = [segment.cache for segment in segments]
+        with self.homes.serving(caches, counts):
+            output = self.model(
+                **self._inputs(token_ids, [segment.features for segment in segments]),
+                position_ids=positions.to(self.device),
+                attention_mask=self._masks(segments, width),
+                past_key_values=PassCache(caches, counts, self.homes),
+                use_cache=True,
+                **({} if with_logits else arguments),
+            )
         features = self._taken()
         for segment, count in zip(segments, counts, strict=True):
             segment.cache.length += count

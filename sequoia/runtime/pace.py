@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from sequoia.runtime.forward import PREFILL_CHUNK
+from sequoia.messages import PREFILL_CHUNK
 
 LEAST_TOKENS = 16
 MOST_TOKENS = PREFILL_CHUNK
@@ -19,14 +19,18 @@ class Pace:
     """Running estimates of the time of a step and of a prompt's token, both in seconds.
 
     The device thread reports and asks; the event loop says which steps wait. A pass over fewer than
-    `least_tokens` takes hardly less time.
+    `least_tokens` takes hardly less time; one over more than `most_tokens` is too large for the device.
     """
 
     def __init__(
-        self, clock: Callable[[], float] = time.perf_counter, least_tokens: int = LEAST_TOKENS
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        least_tokens: int = LEAST_TOKENS,
+        most_tokens: int = MOST_TOKENS,
     ) -> None:
         self.clock = clock
-        self.least_tokens = least_tokens
+        self.least_tokens = min(least_tokens, most_tokens)
+        self.most_tokens = most_tokens
         self.step_seconds: float | None = None
         self.token_seconds: float | None = None
         self._last_step = float("-inf")
@@ -59,11 +63,11 @@ class Pace:
         the size where both times meet.
         """
         if not self._is_stepping():
-            return MOST_TOKENS
+            return self.most_tokens
         if self.step_seconds is None or not self.token_seconds:
             return self.least_tokens
         affordable = int(self.step_seconds / self.token_seconds)
-        return min(max(affordable, self.least_tokens), MOST_TOKENS)
+        return min(max(affordable, self.least_tokens), self.most_tokens)
 
     def _is_stepping(self) -> bool:
         recent = max(RECENT_SECONDS, RECENT_STEPS * (self.step_seconds or 0.0))

@@ -59,7 +59,7 @@ Reply = TypeVar("Reply")
 
 PROFILE_COMBINATION_LIMIT = 64
 PROFILE_REPETITION_LIMIT = 20
-TREE_SHARE = 2  # a half at most of a small KV cache is for a tree; text has to fit as well
+TREE_SHARE = 4  # a quarter at most of a small KV cache is for a tree; text has to fit as well
 LONG_PASS_SECONDS = 1.0  # where the model's small passes take longer, all are measured once
 
 
@@ -72,7 +72,7 @@ class WorkerLimits:
     node_limit: int = 1024
     batch_limit: int = 32
     idle_seconds: float = 1.0  # a session unused for so long may be evicted
-    # Nodes in one pass over trees, for which memory was set aside; None for no bound.
+    # Tokens of one pass, for which memory was set aside; None for no bound.
     pass_tokens: int | None = None
 
 
@@ -106,7 +106,8 @@ class ModelWorker(ABC, Generic[Request, Reply]):
         self.device = device or DeviceThread("device", limits.batch_limit)
         # Where all weights have to come by, a pass over a few tokens takes as long as one over many.
         least_tokens = LEAST_TOKENS if model.placement == "on-chip" else MOST_TOKENS
-        self.pace = Pace(clock, least_tokens)
+        most_tokens = min(MOST_TOKENS, limits.pass_tokens or MOST_TOKENS)
+        self.pace = Pace(clock, least_tokens, most_tokens)
         self._kv_bytes_per_token = kv_bytes_per_token(model)
         if limits.pass_tokens is not None:
             tree_tokens = limits.kv_cache_limit_bytes // self._kv_bytes_per_token // TREE_SHARE

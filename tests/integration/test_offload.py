@@ -25,6 +25,7 @@ from sequoia.rpc.generation_codec import GENERATE
 from sequoia.rpc.server import RpcServer
 from sequoia.runtime.offload import placement
 from sequoia.runtime.offload.budget import Division, Sizes, divide
+from sequoia.runtime.offload.host_rows import HostRows
 from sequoia.runtime.offload.placement import PlacementOptions
 from sequoia.settings import DrawRule, SamplingSettings
 from sequoia.tree import Topology, Tree, level_order
@@ -51,6 +52,7 @@ LARGE = {
     "num_key_value_heads": 1,
     "initializer_range": 0.05,
 }
+ROW_BLOCK = 256 * 2 * 3 * 2 * 8 * 4  # of the tiny target's KV cache
 BUDGET = 780 * MIB
 KV_CACHE = 48 * MIB
 
@@ -75,14 +77,15 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(folder, tiny_llama(257, 3, LAYERS, **LARGE), byte_tokenizer())
 
 
+def keep_nothing(sizes: Sizes, budget: int) -> Division:
+    """A division in which every layer is streamed, however much would fit."""
+    every = tuple(range(len(sizes.layer_bytes)))
+    return replace(divide(sizes, budget), resident=(), streamed=every)
+
+
 @pytest.fixture
 def streamed(monkeypatch: pytest.MonkeyPatch) -> PlacementOptions:
-    """Options with which even a tiny target is streamed, every layer of it."""
-
-    def keep_nothing(sizes: Sizes, budget: int) -> Division:
-        every = tuple(range(len(sizes.layer_bytes)))
-        return replace(divide(sizes, budget), resident=(), streamed=every)
-
+    """Options with which even a tiny target is streamed."""
     monkeypatch.setattr(placement, "divide", keep_nothing)
     return PlacementOptions("offload", 2 * 2**30, kv_cache_limit_bytes=64 * MIB)
 
@@ -200,6 +203,34 @@ async def test_a_streamed_target_writes_the_same_texts(
     assert info.pass_seconds > 0
     assert [text.token_ids for text in both] == [text.token_ids for text in expected]
     assert all(text.completion.usage.tokens_per_step > 1 for text in both)
+
+
+@pytest.mark.parametrize("device_kv_bytes", [0, ROW_BLOCK], ids=["host", "both"])
+async def test_rows_in_the_hosts_memory_do_not_change_the_texts(
+    pair: tuple[Path, Path],
+    streamed: PlacementOptions,
+    device_kv_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two at a time, with trees; one that outgrows the device on its way goes on where it is."""
+    long = replace(SEEDED, max_new_tokens=300)
+    async with running_stack(*pair, placement=streamed) as stack:
+        expected = [await stack.generate(request) for request in (GREEDY, long)]
+
+    def in_host(sizes: Sizes, budget: int) -> Division:
+        return replace(keep_nothing(sizes, budget), device_kv_bytes=device_kv_bytes)
+
+    monkeypatch.setattr(placement, "divide", in_host)
+    async with running_stack(*pair, placement=streamed) as stack:
+        stream = Stream(stack, long)
+        await stream.read(4)
+        other = asyncio.create_task(stack.generate(GREEDY))
+        await stream.read(290)
+        assert stack.target.worker
+        held = [s.cache.rows for s in stack.target.worker.sessions._sessions.values()]
+        assert any(isinstance(rows, HostRows) for rows in held)
+        both = [await other, await stream.read_to_end()]
+    assert [text.token_ids for text in both] == [text.token_ids for text in expected]
 
 
 @pytest.mark.parametrize("request_", [GREEDY, SEEDED, SAMPLED], ids=["greedy", "seeded", "sampled"])

@@ -224,6 +224,7 @@ def test_wide_models_are_written_once(
     borrowed = str(feature_draft(tmp_path / "draft", word_folders[0]))
     first = wide_draft(borrowed, *asked)
     assert wide_draft(borrowed, *asked) == first != Path(borrowed)
+    assert first.name.startswith("draft-")  # reports show this name
     os.utime(Path(borrowed) / "config.json")
     assert wide_draft(borrowed, *asked) != first
     assert wide_draft(plain, *asked) == Path(plain)
@@ -254,7 +255,8 @@ def test_the_report_holds_all_figures(tmp_path: Path, has_budgets: bool) -> None
     """In JSON, tables and a plot."""
     rows = rows_of(RUNS)
     passes = [PassTime.of(OURS, RUNS[OURS], 4, 200.0, 0.1)]
-    setting = Setting("draft", 4 * GIB, rows[:2], TREE)
+    (draft := tmp_path / "folders-of-this-machine" / "draft").mkdir(parents=True)
+    setting = Setting(str(draft), 4 * GIB, rows[:2], TREE)
     smaller = Setting("draft", 3 * GIB, rows[:2], None)
     comparison = Comparison(
         rows,
@@ -282,6 +284,7 @@ def test_the_report_holds_all_figures(tmp_path: Path, has_budgets: bool) -> None
     assert len(found["budgets"]) == (2 if has_budgets else 0)
     assert found["skipped"] == [{"name": "someone", "reason": "not here"}]
     text = result.as_markdown()
+    assert "of-this-machine" not in text + json.dumps(found)
     assert ("## Budgets" in text) == has_budgets
     assert "0.00 GB/s (0.00 to 0.00); without speculation ours reads 80% of that." in text
     result.draw(figure := Figure())

@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 
 from sequoia.runtime.offload.budget import (
+    KV_CACHE_BYTES,
+    KV_COPIES,
     LEAST_PASS_TOKENS,
     RING_SIZE,
     BudgetError,
@@ -27,7 +29,9 @@ SIZES = Sizes(
     slot_bytes=10 * MIB,
     scratch_bytes=0,
     token_bytes=MIB // 4,
+    kv_token_bytes=0,
     kv_cache_limit_bytes=None,
+    has_host=False,
     node_limit=1024,
 )
 
@@ -65,15 +69,56 @@ def test_a_budget_for_everything_needs_no_ring() -> None:
 
 
 def test_sessions_get_their_shares_unless_the_operator_says_otherwise() -> None:
-    """A fourth for the KV cache, an eighth for activations, and no more nodes than a tree may have."""
+    """An eighth for the KV cache, one for activations, and no more nodes than a tree may have."""
     division = divide(SIZES, 800 * MIB)
-    assert division.kv_cache_limit_bytes == 200 * MIB
+    assert division.kv_cache_limit_bytes == division.device_kv_bytes == 100 * MIB
     assert division.pass_tokens == 400
     chosen = replace(SIZES, kv_cache_limit_bytes=300 * MIB, node_limit=32)
     division = divide(chosen, 800 * MIB)
     assert (division.kv_cache_limit_bytes, division.pass_tokens) == (300 * MIB, 32)
+    assert division.host_kv_bytes == 0
     assert divide(replace(SIZES, token_bytes=MIB), 800 * MIB).pass_tokens == 100
     assert divide(replace(SIZES, token_bytes=2 * MIB), 480 * MIB).pass_tokens == LEAST_PASS_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("kv_token_kib", "expected_mib"), [(64, 100), (128, 128), (196, 196), (1024, 200)]
+)
+def test_the_kv_cache_has_room_for_a_text_before_layers_stay(
+    kv_token_kib: int, expected_mib: int
+) -> None:
+    """For 1,024 tokens, where these take no more than a quarter."""
+    sizes = replace(SIZES, kv_token_bytes=kv_token_kib * 2**10)
+    assert divide(sizes, 800 * MIB).kv_cache_limit_bytes == expected_mib * MIB
+
+
+def test_a_large_budget_keeps_more_layers_rather_than_more_rows() -> None:
+    """4 GiB of KV cache are enough by default."""
+    assert divide(SIZES, 2**40).kv_cache_limit_bytes == KV_CACHE_BYTES
+
+
+def test_with_a_host_the_device_has_its_share_and_the_host_room_for_all() -> None:
+    """On the device stand, beside the share, the rows of the layer that is computed and of the next."""
+    sizes = replace(SIZES, has_host=True, kv_cache_limit_bytes=400 * MIB)
+    division = divide(sizes, 600 * MIB)
+    assert division.streamed
+    assert division.kv_cache_limit_bytes == division.host_kv_bytes == 400 * MIB
+    assert division.device_kv_bytes == 75 * MIB
+    copies = KV_COPIES * 10 * MIB  # of 40 layers
+    on_device = taken(sizes, division) - 400 * MIB + 75 * MIB + copies
+    assert on_device <= 600 * MIB < on_device + sizes.layer_bytes[0]
+    fits = divide(replace(sizes, kv_cache_limit_bytes=70 * MIB), 600 * MIB)
+    assert (fits.device_kv_bytes, fits.host_kv_bytes) == (70 * MIB, 0)
+
+
+def test_the_smallest_budget_counts_rows_on_their_way() -> None:
+    """What is named does, with rows in the host's memory too."""
+    sizes = replace(SIZES, has_host=True, kv_cache_limit_bytes=2**30)
+    with pytest.raises(BudgetError) as caught:
+        divide(sizes, 100 * MIB)
+    divide(sizes, caught.value.smallest)
+    with pytest.raises(BudgetError):
+        divide(sizes, caught.value.smallest - MIB)
 
 
 def test_too_small_a_budget_is_told_the_smallest_that_would_do() -> None:

@@ -103,3 +103,15 @@ def test_where_every_pass_streams_the_weights_chunks_are_large(clock: Clock) -> 
         assert pace.token_budget() == MOST_TOKENS
         pace.has_read(MOST_TOKENS, 18.0)
         assert pace.token_budget() == MOST_TOKENS
+
+
+@pytest.mark.parametrize("least_tokens", [LEAST_TOKENS, MOST_TOKENS])
+def test_no_pass_has_more_tokens_than_memory_was_set_aside_for(
+    clock: Clock, least_tokens: int
+) -> None:
+    """Beside steps and alone, however much would be affordable."""
+    pace = Pace(clock, least_tokens, most_tokens=100)
+    assert pace.token_budget() == 100
+    pace.has_read(100, 0.1)
+    pace.has_stepped(9.0)
+    assert pace.token_budget() == 100

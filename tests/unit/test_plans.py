@@ -121,6 +121,15 @@ def test_the_tree_is_planned_for_at_least_the_load() -> None:
     assert picked == {load: trees[size] for load, size in expected.items()}
 
 
+def test_the_deepest_tree_is_known() -> None:
+    """Calls to the draft get the time of its levels."""
+    trees = tuple(
+        PlannedTree("greedy", 1, tuple(range(-1, nodes)), 1, 1, 1) for nodes in (4, 23, 1)
+    )
+    assert Plan(1, 0.0, trees).level_count == 24
+    assert Plan(1, 0.0, ()).level_count == 1
+
+
 def test_a_plan_may_be_silent_on_a_class() -> None:
     """No tree is borrowed from another class."""
     assert PLAN.tree_for("sharp", 1) is None

@@ -177,6 +177,24 @@ async def test_a_prompt_alone_is_read_in_the_largest_chunks(
     assert model.chunks == [[MOST_TOKENS], [MOST_TOKENS], [100]]
 
 
+async def test_chunks_are_no_larger_than_a_pass_may_be(
+    make_worker: WorkerMaker, model: TimedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All prompts of a pass together, where memory was set aside for so many tokens."""
+    monkeypatch.setattr(model, "placement", "offload")
+    worker = make_worker(pass_tokens=100)
+    await worker.prefill(prefill("s", 251))
+    assert model.chunks == [[100], [100], [50]]
+    model.passes.clear()
+    model.held = True
+    first = await started(worker.prefill(prefill("first", 2)))
+    await model.begun()  # the others gather meanwhile
+    others = [await started(worker.prefill(prefill(f"s{n}", 81))) for n in range(3)]
+    model.let_all_go()
+    await asyncio.gather(first, *others)
+    assert model.chunks[1:] == [[33] * 3, [33] * 3, [14] * 3]
+
+
 async def test_chunks_leave_what_one_pass_would(worker: Verifier, model: TimedModel) -> None:
     """The same keys and values, the same features, and the same words on the next tree."""
     whole = KVCache()

@@ -298,6 +298,7 @@ async def test_slow_workers_get_the_time_that_their_passes_take() -> None:
     slow = replace(INFO, pass_seconds=9.0)
     async with served(FakeWorker(lambda batch, nodes: 9.0)) as at:
         assert FoundWorker(at.channel, slow).call_seconds == pytest.approx(10 + 8 * 9.0)
+        assert FoundWorker(at.channel, slow).seconds_of(24) == pytest.approx(10 + 24 * 8 * 9.0)
         assert at.call_seconds == pytest.approx(10.0)
 
 

@@ -148,11 +148,11 @@ def test_trees_share_passes_as_far_as_memory_goes(
     assert [node_counts[share] for share in shared_passes(node_counts, most)] == passes
 
 
-def test_a_tree_takes_half_of_a_small_kv_cache_at_most() -> None:
+def test_a_tree_takes_a_quarter_of_a_small_kv_cache_at_most() -> None:
     """Where memory is divided the worker says how large a tree may be; text has to fit as well."""
     row_bytes = Verifier("tiny", MODEL, "sha", WorkerLimits()).info().kv_bytes_per_token
     limits = WorkerLimits(kv_cache_limit_bytes=100 * row_bytes, pass_tokens=200)
-    assert Verifier("tiny", MODEL, "sha", limits).info().node_limit == 50
+    assert Verifier("tiny", MODEL, "sha", limits).info().node_limit == 25
     roomy = replace(limits, kv_cache_limit_bytes=2**30)
     assert Verifier("tiny", MODEL, "sha", roomy).info().node_limit == 200
     assert (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 TITLES = {
@@ -20,12 +19,6 @@ RULE_NAMES = {
     "spectr": "SpecTr (k-SEQ)",
     "topk": "top-k",
 }
-
-
-def shown(reference: str) -> str:
-    """A model's name without the folders of this machine."""
-    path = Path(reference)
-    return path.name if path.is_dir() else reference
 
 
 def doubling_axis(axes: Any, ticks: Sequence[int], label: str) -> None:

@@ -10,12 +10,12 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from sequoia.bench.environment import Environment
-from sequoia.bench.figures.drawing import caption, doubling_axis, plain_numbers, shown, subplots
+from sequoia.bench.figures.drawing import caption, doubling_axis, plain_numbers, subplots
 from sequoia.bench.forward.passes import MakePassTimer, Pass
 from sequoia.bench.forward.times import require_context
 from sequoia.bench.host import ProcessHost
 from sequoia.bench.interleave import Spread, take_turns
-from sequoia.bench.report import Result, Table
+from sequoia.bench.report import Result, Table, shown
 
 STEM = "figure-4-forward-times"
 NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256)

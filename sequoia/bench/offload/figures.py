@@ -10,6 +10,7 @@ from sequoia.bench.errors import BenchmarkError
 from sequoia.bench.interleave import Spread
 from sequoia.bench.offload.streamed import Streamed
 from sequoia.bench.peers.comparison import OURS, OURS_ALONE, common_length
+from sequoia.bench.report import shown
 from sequoia.bench.trees import tree_as_json
 from sequoia.plans import PlannedTree
 
@@ -146,6 +147,7 @@ class Setting:
     """Ours once more, with another draft or budget than in the comparison.
 
     Attributes:
+        draft: a reference.
         rows: with speculation and, where it was asked for, without.
         tree: the planner's; None: it had none for one request at a time.
     """
@@ -158,7 +160,7 @@ class Setting:
     def as_json(self) -> dict[str, object]:
         """For reports."""
         return {
-            "draft": self.draft,
+            "draft": shown(self.draft),
             "device_memory_bytes": self.device_memory_bytes,
             "rows": [row.as_json() for row in self.rows],
             "tree": tree_as_json(self.tree),

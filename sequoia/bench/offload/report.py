@@ -34,6 +34,10 @@ NOTES = (
         "reading the prompt put there makes the later tokens fast."
     ),
     (
+        "Cached is what of the checkpoint's files the page cache holds when a text ends, page by page, "
+        "whoever had it read."
+    ),
+    (
         "The limit of a pass is the larger of its bytes at the raw rate (direct sequential reads of the same "
         "files, between the turns) and its time with all weights in memory (timed on a few layers, "
         "counted for all)."

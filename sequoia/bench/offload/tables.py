@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from sequoia.bench.offload.figures import PassTime, Row, Setting
 from sequoia.bench.peers.comparison import OURS
-from sequoia.bench.report import Table
+from sequoia.bench.report import Table, shown
 
 
 def systems_table(rows: Sequence[Row], device_memory_bytes: int) -> Table:
@@ -18,7 +18,7 @@ def systems_table(rows: Sequence[Row], device_memory_bytes: int) -> Table:
         "s to first",
         "tokens per step",
         "GB/s read",
-        "GiB cached",
+        "GiB of the files cached",
         "peak GiB",
         "same text",
     )
@@ -85,7 +85,7 @@ def settings_table(title: str, settings: Sequence[Setting]) -> Table:
             _, per_token, quartiles, _, per_step, _, _, peak, _ = _cells(row)
             rows.append(
                 (
-                    setting.draft,
+                    shown(setting.draft),
                     f"{setting.device_memory_bytes / 2**30:.3g}",
                     row.name,
                     str(tree.topology.node_count) if tree else "",

@@ -44,7 +44,8 @@ def wide_draft(draft: str, target: str, shape: str, dtype: torch.dtype, progress
     source = Source.read(resolve(target, progress=progress))
     wide = fit(read_outline(shape), source.shape)
     name = f"{source.folder.name} at {wide.layers}x{wide.hidden}"
-    folder = _kept(source.folder) / "drafts" / _digest(given, name, str(dtype))
+    digest = _digest(given, name, str(dtype))
+    folder = _kept(source.folder) / "drafts" / f"{given.name}-{digest}"
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -7,10 +7,17 @@ from dataclasses import dataclass
 
 RING_SIZE = 2  # buffers; a third would save less reading than a resident layer of its size
 LEAST_PASS_TOKENS = 64
+# By default the KV cache gets an eighth of a budget; if that is less than so many tokens take, what they
+# take, up to a quarter; and never more than this. A layer that stays saves its bytes at every pass, a
+# session's rows save theirs only on a GPU and at the session's own passes.
 KV_CACHE_BYTES = 4 * 2**30
-# By default, of a budget: a fourth at most for the KV cache, an eighth at most for activations.
-KV_CACHE_SHARE = 4
-ACTIVATION_SHARE = 8
+KV_CACHE_SHARE = 8
+KV_CACHE_TOKENS = 1024
+KV_CACHE_MOST_SHARE = 4
+ACTIVATION_SHARE = 8  # at most
+# Copies of a layer's keys and values that stand on the device, where the host has them: those that are
+# computed with, those that come, and those of several sessions side by side.
+KV_COPIES = 3
 GRAIN_BYTES = 2**20  # to which the smallest budget is told
 
 
@@ -25,7 +32,9 @@ class Sizes:
         slot_bytes: a buffer of the ring.
         scratch_bytes: what a streamed layer is converted into; 0 where it need not be.
         token_bytes: activations and logits of a token of a pass.
+        kv_token_bytes: KV cache of a token, all layers together; 0 where that is not known.
         kv_cache_limit_bytes: as the operator wants it; None leaves it to the budget.
+        has_host: whether the device has a host whose memory can hold what it cannot.
         node_limit: most tokens of a tree.
     """
 
@@ -35,7 +44,9 @@ class Sizes:
     slot_bytes: int
     scratch_bytes: int
     token_bytes: int
+    kv_token_bytes: int
     kv_cache_limit_bytes: int | None
+    has_host: bool
     node_limit: int
 
     def on_chip_bytes(self, budget: int) -> int:
@@ -48,8 +59,24 @@ class Sizes:
         return self._fixed_bytes(budget) + min(streaming, sum(self.layer_bytes))
 
     def kv_cache_bytes(self, budget: int) -> int:
-        """Set aside for the KV cache."""
-        return self.kv_cache_limit_bytes or min(KV_CACHE_BYTES, budget // KV_CACHE_SHARE)
+        """Most KV cache over all sessions, wherever it is."""
+        return self.kv_cache_limit_bytes or self._kv_cache_share(budget)
+
+    def device_kv_bytes(self, budget: int) -> int:
+        """Set aside for it on the device: all of it, or by default's measure where the host has the rest."""
+        wanted = self.kv_cache_bytes(budget)
+        return min(wanted, self._kv_cache_share(budget)) if self.has_host else wanted
+
+    def _kv_cache_share(self, budget: int) -> int:
+        least = min(KV_CACHE_TOKENS * self.kv_token_bytes, budget // KV_CACHE_MOST_SHARE)
+        return min(KV_CACHE_BYTES, max(budget // KV_CACHE_SHARE, least))
+
+    def _kv_copies_bytes(self, budget: int) -> int:
+        """Set aside for rows that are in the host's memory, while their layer is computed."""
+        limit = self.kv_cache_bytes(budget)
+        if limit <= self.device_kv_bytes(budget):
+            return 0
+        return KV_COPIES * -(-limit // len(self.layer_bytes))
 
     def pass_tokens(self, budget: int) -> int:
         """Tokens for which activations are set aside: a pass has no more."""
@@ -58,7 +85,8 @@ class Sizes:
 
     def _fixed_bytes(self, budget: int) -> int:
         activations = self.pass_tokens(budget) * self.token_bytes
-        return self.process_bytes + self.rest_bytes + self.kv_cache_bytes(budget) + activations
+        rows = self.device_kv_bytes(budget) + self._kv_copies_bytes(budget)
+        return self.process_bytes + self.rest_bytes + rows + activations
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +97,21 @@ class Division:
         resident: layers that stay on the device.
         streamed: the others, in the order of a pass.
         kv_cache_limit_bytes: most bytes of KV cache.
+        device_kv_bytes: most of them on the device; where these are fewer, the host has room for all.
         pass_tokens: most tokens of a pass.
     """
 
     resident: tuple[int, ...]
     streamed: tuple[int, ...]
     kv_cache_limit_bytes: int
+    device_kv_bytes: int
     pass_tokens: int
+
+    @property
+    def host_kv_bytes(self) -> int:
+        """KV cache that the host's memory has room for."""
+        fits = self.device_kv_bytes >= self.kv_cache_limit_bytes
+        return 0 if fits else self.kv_cache_limit_bytes
 
 
 class BudgetError(ValueError):
@@ -107,7 +143,13 @@ def divide(sizes: Sizes, budget: int) -> Division:
         choices = (spread(kept, count) for kept in range(count - 1, -1, -1))
         resident = next(some for some in choices if sum(sizes.layer_bytes[i] for i in some) <= left)
     streamed = tuple(i for i in range(count) if i not in set(resident))
-    return Division(resident, streamed, sizes.kv_cache_bytes(budget), sizes.pass_tokens(budget))
+    return Division(
+        resident,
+        streamed,
+        sizes.kv_cache_bytes(budget),
+        sizes.device_kv_bytes(budget),
+        sizes.pass_tokens(budget),
+    )
 
 
 def spread(kept: int, count: int) -> tuple[int, ...]:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from sequoia.runtime.offload.disk import Disk, Pages
 from sequoia.runtime.offload.extents import Layout
+from sequoia.runtime.offload.host import host_pages
+from sequoia.runtime.offload.lane import Lane
 
 STAGING_COUNT = 2
 
@@ -16,18 +18,20 @@ STAGING_COUNT = 2
 class CudaSlot:
     """A buffer on the device, when it was filled, and when it was last used."""
 
-    def __init__(self, byte_count: int, device: torch.device) -> None:
-        self.bytes = torch.empty(byte_count, dtype=torch.uint8, device=device)
-        self.ready = torch.cuda.Event()
-        self.released = torch.cuda.Event()
+    def __init__(self, byte_count: int, lane: Lane) -> None:
+        self.bytes = torch.empty(byte_count, dtype=torch.uint8, device=lane.device)
+        self.ready = lane.event()
+        self.released = lane.event()
+        # The allocator may hand out what a computation in the queue still reads.
+        lane.mark_computed(self.released)
 
 
 class Staging:
-    """Pinned memory through which layers come from disk, and when it was last copied from."""
+    """Memory of the host through which layers come from disk, and when it was last copied from."""
 
-    def __init__(self, byte_count: int) -> None:
-        self.bytes = torch.empty(byte_count, dtype=torch.uint8, pin_memory=True)
-        self.copied = torch.cuda.Event()
+    def __init__(self, byte_count: int, lane: Lane) -> None:
+        self.pages = host_pages(byte_count, lane.device)
+        self.copied = lane.event()
 
 
 class CudaTier:
@@ -38,7 +42,11 @@ class CudaTier:
         kept: those of them that stay in pinned memory of the host; the others are on disk.
         disk: to read from.
         dtype: in which the model runs; layers are converted on the way.
-        device: the GPU.
+        lane: the copies to the GPU.
+
+    Raises:
+        HostMemoryError: the host cannot pin so much memory.
+        OSError: a layer that stays in the host's memory cannot be read.
     """
 
     def __init__(
@@ -47,29 +55,27 @@ class CudaTier:
         kept: Collection[int],
         disk: Disk,
         dtype: torch.dtype,
-        device: torch.device,
+        lane: Lane,
     ) -> None:
         self._layouts = layouts
         self._disk = disk
         self._dtype = dtype
-        self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._lane = lane
         self._sizes = {layer: layout.placed_bytes(dtype) for layer, layout in layouts.items()}
-        self._pages = Pages(max(layout.byte_count for layout in layouts.values()))
+        self._read_pages = Pages(max(layout.byte_count for layout in layouts.values()))
         self._staged = 0
         self._staging = [
-            Staging(max(self._sizes.values()))
+            Staging(max(self._sizes.values()), lane)
             for _ in range(STAGING_COUNT if set(layouts) - set(kept) else 0)
         ]
-        self._kept: dict[int, Tensor] = {}
+        self._kept: dict[int, Pages] = {}
         for layer in kept:
-            memory = torch.empty(self._sizes[layer], dtype=torch.uint8, pin_memory=True)
-            self._read(layer, memory)
-            self._kept[layer] = memory
+            self._kept[layer] = host_pages(self._sizes[layer], lane.device)
+            self._read(layer, self._kept[layer].bytes)
 
     def new_slot(self) -> CudaSlot:
         """A buffer for any of the layers."""
-        return CudaSlot(max(self._sizes.values()), self._device)
+        return CudaSlot(max(self._sizes.values()), self._lane)
 
     @torch.inference_mode()
     def fill(self, layer: int, slot: CudaSlot) -> None:
@@ -78,35 +84,36 @@ class CudaTier:
         Raises:
             OSError: it cannot be read.
         """
-        staging, source = None, self._kept.get(layer)
-        if source is None:
-            staging = self._staging[self._staged % STAGING_COUNT]
-            self._staged += 1
-            staging.copied.synchronize()
-            source = staging.bytes
-            self._read(layer, source)
-        size = self._sizes[layer]
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_event(slot.released)
-            slot.bytes[:size].copy_(source[:size], non_blocking=True)
-            slot.ready.record(self._stream)
-            if staging:
-                staging.copied.record(self._stream)
+        if layer in self._kept:
+            self._copy(layer, self._kept[layer], slot)
+            return
+        staging = self._staging[self._staged % STAGING_COUNT]
+        self._staged += 1
+        self._lane.wait(staging.copied)
+        self._read(layer, staging.pages.bytes)
+        self._copy(layer, staging.pages, slot)
+        self._lane.mark(staging.copied)
 
     def tensors(self, layer: int, slot: CudaSlot) -> dict[str, Tensor]:
         """The layer's tensors by name, valid until the slot is released."""
-        torch.cuda.current_stream(self._device).wait_event(slot.ready)
+        self._lane.compute_after(slot.ready)
         return self._layouts[layer].carved(slot.bytes, self._dtype)
 
     def release(self, slot: CudaSlot) -> None:
         """The layer's computation has been put into the queue."""
-        slot.released.record(torch.cuda.current_stream(self._device))
+        self._lane.mark_computed(slot.released)
+
+    def _copy(self, layer: int, source: Pages, slot: CudaSlot) -> None:
+        size = self._sizes[layer]
+        self._lane.hold_until(slot.released)
+        self._lane.copy(slot.bytes[:size], source.bytes[:size])
+        self._lane.mark(slot.ready)
 
     @torch.inference_mode()
     def _read(self, layer: int, memory: Tensor) -> None:
         """A layer from disk, converted."""
         layout = self._layouts[layer]
-        self._disk.read(layout, self._pages)
+        self._disk.read(layout, self._read_pages)
         room = layout.carved(memory, self._dtype)
-        for name, tensor in layout.views(self._pages.bytes).items():
+        for name, tensor in layout.views(self._read_pages.bytes).items():
             room[name].copy_(tensor)

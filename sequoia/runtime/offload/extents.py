@@ -45,7 +45,7 @@ class Layout:
     def placed_bytes(self, dtype: torch.dtype) -> int:
         """Memory of the tensors in another type, each aligned (see `carved`)."""
         return sum(
-            _aligned(stored.element_count * dtype.itemsize) for _, stored in self.tensors.values()
+            aligned(stored.element_count * dtype.itemsize) for _, stored in self.tensors.values()
         )
 
     def must_be_copied(self, dtype: torch.dtype) -> bool:
@@ -71,7 +71,7 @@ class Layout:
         for name, (_, stored) in self.tensors.items():
             byte_count = stored.element_count * dtype.itemsize
             room[name] = memory[position : position + byte_count].view(dtype).view(stored.shape)
-            position += _aligned(byte_count)
+            position += aligned(byte_count)
         return room
 
 
@@ -94,5 +94,6 @@ def layout_of(tensors: Mapping[str, Stored]) -> Layout:
     return Layout(tuple(extents), placed)
 
 
-def _aligned(byte_count: int) -> int:
+def aligned(byte_count: int) -> int:
+    """Bytes up to where the next tensor may begin."""
     return -(-byte_count // ALIGNMENT) * ALIGNMENT

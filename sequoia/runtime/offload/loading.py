@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sequoia.runtime.catalogue import ModelError
+from sequoia.runtime.footprint import kv_bytes_per_token, told_kv_bytes_per_token
 from sequoia.runtime.forward import TreeModel
 from sequoia.runtime.offload.budget import RING_SIZE, Division, Sizes, tiers
 from sequoia.runtime.offload.cpu_tier import CpuTier
 from sequoia.runtime.offload.cuda_tier import STAGING_COUNT, CudaTier
 from sequoia.runtime.offload.disk import Disk, Pages
 from sequoia.runtime.offload.extents import Layout
+from sequoia.runtime.offload.kv_tier import KVTier
+from sequoia.runtime.offload.lane import Lane
 from sequoia.runtime.offload.memory import process_resident
 from sequoia.runtime.offload.ring import Ring
+from sequoia.runtime.offload.shelf import Shelf
 from sequoia.runtime.offload.skeleton import Skeleton
 from sequoia.runtime.offload.streaming import put_in, stream_layers
+from sequoia.runtime.offload.windows import Windows
 
 # What a process comes to hold beside what it holds before weights are loaded: the matrix library's
 # kernels and thread pools, the server's buffers.
@@ -64,7 +71,9 @@ def sizes_of(
         slot_bytes=scratch if on_gpu else max(layout.byte_count for layout in layouts),
         scratch_bytes=0 if on_gpu else scratch,
         token_bytes=_token_bytes(skeleton, dtype),
+        kv_token_bytes=told_kv_bytes_per_token(skeleton.model.config, dtype) or 0,
         kv_cache_limit_bytes=kv_cache_limit_bytes,
+        has_host=on_gpu,
         node_limit=node_limit,
     )
 
@@ -83,10 +92,11 @@ def load_offloaded(
         division: which layers stay.
         dtype: in which the model runs.
         device: where it runs.
-        host_bytes: of the host's memory, for layers that are streamed to a GPU.
+        host_bytes: of the host's memory, for KV cache and for layers that are streamed to a GPU.
 
     Raises:
-        ModelError: a file cannot be opened.
+        ModelError: a file cannot be opened, or the host's memory has no room for the KV cache.
+        HostMemoryError: the host cannot pin so much memory.
         OSError: a file cannot be read.
     """
     model, disk = skeleton.model, Disk(skeleton.paths)
@@ -99,21 +109,49 @@ def load_offloaded(
         put_in(skeleton.layers[number], tensors)
     streamed = {number: skeleton.layer_layouts[number] for number in division.streamed}
     layers = {number: skeleton.layers[number] for number in division.streamed}
+    lane = Lane(device)
     ring: Ring[Any] | None = None
     host_layers: tuple[int, ...] = ()
+    if device.type == "cuda":
+        host_layers = layers_in_host(streamed, dtype, host_bytes, division.host_kv_bytes)
     if streamed and device.type == "cuda":
-        sizes = {number: layout.placed_bytes(dtype) for number, layout in streamed.items()}
-        passing = STAGING_COUNT * max(sizes.values()) + max(
-            layout.byte_count for layout in streamed.values()
-        )
-        free = host_bytes - process_resident() - GROWTH_BYTES - passing
-        host_layers = tiers(sizes, free)
-        ring = stream_layers(layers, CudaTier(streamed, host_layers, disk, dtype, device))
+        ring = stream_layers(layers, CudaTier(streamed, host_layers, disk, dtype, lane))
     elif streamed:
         ring = stream_layers(layers, CpuTier(streamed, disk, dtype))
     tree_model = TreeModel(model)
     tree_model.placement = "offload"
+    if division.host_kv_bytes:
+        tree_model.homes = _kv_tier(tree_model, len(skeleton.layers), division, lane)
     return Offloaded(tree_model, disk, ring, host_layers)
+
+
+def layers_in_host(
+    streamed: Mapping[int, Layout], dtype: torch.dtype, host_bytes: int, kv_bytes: int
+) -> tuple[int, ...]:
+    """The layers that stay in the host's memory, beside the process and the KV cache.
+
+    Raises:
+        ModelError: these alone are more than the host's share.
+    """
+    sizes = {number: layout.placed_bytes(dtype) for number, layout in streamed.items()}
+    passing = STAGING_COUNT * max(sizes.values(), default=0) + max(
+        (layout.byte_count for layout in streamed.values()), default=0
+    )
+    needed = process_resident() + GROWTH_BYTES + passing + kv_bytes
+    if kv_bytes and needed > host_bytes:
+        raise ModelError(
+            f"--host-memory is {host_bytes} bytes; with --kv-cache-limit-bytes of {kv_bytes}, which the "
+            f"GPU cannot hold, {needed} would do"
+        )
+    return tiers(sizes, host_bytes - needed)
+
+
+def _kv_tier(model: TreeModel, layer_count: int, division: Division, lane: Lane) -> KVTier:
+    """Homes for keys and values on the device and in the host's memory."""
+    token_bytes = kv_bytes_per_token(model)
+    shelf = Shelf(division.host_kv_bytes, token_bytes, layer_count, lane.device)
+    windows = Windows(-(-division.host_kv_bytes // layer_count), lane)
+    return KVTier(division.device_kv_bytes, token_bytes, shelf, windows)
 
 
 def tier_bytes(sizes: Sizes, division: Division) -> dict[str, int]:

@@ -15,7 +15,7 @@ from sequoia.runtime.loading import load_model
 from sequoia.runtime.offload.budget import (
     ACTIVATION_SHARE,
     KV_CACHE_BYTES,
-    KV_CACHE_SHARE,
+    KV_CACHE_MOST_SHARE,
     RING_SIZE,
     BudgetError,
     Division,
@@ -23,6 +23,7 @@ from sequoia.runtime.offload.budget import (
     divide,
 )
 from sequoia.runtime.offload.checkpoint import Checkpoint
+from sequoia.runtime.offload.host import HostMemoryError
 from sequoia.runtime.offload.loading import (
     Offloaded,
     load_offloaded,
@@ -54,7 +55,7 @@ class PlacementOptions:
     Attributes:
         placement: auto, on-chip or offload.
         device_memory: most bytes on the device; on a CPU, of the process.
-        host_memory: most bytes of the host, for layers that are streamed to a GPU.
+        host_memory: most bytes of the host, for KV cache and for layers that are streamed to a GPU.
         kv_cache_limit_bytes: most bytes of KV cache.
         node_limit: most nodes of a tree.
     """
@@ -144,7 +145,7 @@ def _kv_cache_bytes(options: PlacementOptions, budget: int) -> int:
     """Most KV cache of a target that stays; without a budget of the operator's, as much as ever."""
     if options.kv_cache_limit_bytes or options.device_memory is None:
         return options.kv_cache_limit_bytes or KV_CACHE_BYTES
-    return min(KV_CACHE_BYTES, budget // KV_CACHE_SHARE)
+    return min(KV_CACHE_BYTES, budget // KV_CACHE_MOST_SHARE)
 
 
 def _offloaded(
@@ -169,6 +170,8 @@ def _offloaded(
     host_bytes = options.host_memory or int(FREE_SHARE * (host_free() + process_resident()))
     try:
         offloaded = load_offloaded(skeleton, division, dtype, device, host_bytes)
+    except HostMemoryError as error:
+        raise ModelError(f"--host-memory of {host_bytes} bytes: {error}") from error
     except OSError as error:
         raise ModelError(f"{error.filename}: {error.strerror}") from error
     _log(budget, sizes, division, offloaded)
@@ -188,6 +191,7 @@ def _log(budget: int, sizes: Sizes, division: Division, offloaded: Offloaded) ->
         **tier_bytes(sizes, division),
         process_bytes=sizes.process_bytes,
         kv_cache_limit_bytes=division.kv_cache_limit_bytes,
+        device_kv_bytes=division.device_kv_bytes,
         pass_tokens=division.pass_tokens,
         direct_reads=offloaded.disk.is_direct,
     )
