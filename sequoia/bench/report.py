@@ -16,14 +16,17 @@ from rich.text import Text
 
 from sequoia.bench.environment import Environment
 from sequoia.bench.errors import OutputError
+from sequoia.runtime.catalogue import DRAFT_FOLDER
 
 DPI = 130
 
 
 def shown(reference: str) -> str:
-    """A model's name without the folders of this machine."""
+    """A model's name without the folders of this machine; a draft beside its target has that one's too."""
     path = Path(reference)
-    return path.name if path.is_dir() else reference
+    if not path.is_dir():
+        return reference
+    return f"{path.parent.name}/{path.name}" if path.name == DRAFT_FOLDER else path.name
 
 
 @dataclass(frozen=True, slots=True)
