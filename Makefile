@@ -1,6 +1,7 @@
 # `make help` lists the targets. PYTHON names the interpreter that .venv is made from.
 PYTHON ?= python3
 PYTEST_ARGS ?= -n auto --dist worksteal
+FUZZ_INPUTS ?= 100000
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ INSTALLED_DEV := $(VENV)/installed-dev
 PROTOS := $(wildcard protos/sequoia/v1/*.proto)
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test test-containers check protos lock secrets clean
+.PHONY: help install install-dev demo test fuzz test-containers check protos lock secrets clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +27,9 @@ test: $(INSTALLED_DEV) ## Run the tests on all cores; PYTEST_ARGS='-k tree' narr
 
 test-containers: $(INSTALLED_DEV) ## Build the image and break the compose stack, on a Docker engine
 	PYTHON=$(BIN)/python tests/e2e/containers.sh
+
+fuzz: $(INSTALLED_DEV) ## Feed damaged input to every RPC and to whatever reads Redis; FUZZ_INPUTS=1000 for less
+	$(BIN)/python -m tests.fuzz --inputs $(FUZZ_INPUTS)
 
 check: $(INSTALLED_DEV) ## Lint, formatting, types, API comments and names
 	$(BIN)/ruff check

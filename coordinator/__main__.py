@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import structlog
 import typer
 
-from sequoia import config
+from sequoia import config, security_options
 from sequoia.log import configure_logging
-from sequoia.rpc.role import run, serve
+from sequoia.rpc.role import is_loopback, run, serve
 from sequoia.rpc.server import RpcServer
 
 app = typer.Typer(add_completion=False)
@@ -18,7 +19,6 @@ def main(
     target_address: config.TargetAddress = "127.0.0.1:50053",
     draft_address: config.DraftAddress = None,
     redis: config.RedisUrl = None,
-    redis_password_file: config.RedisPasswordFile = None,
     host: config.Host = "127.0.0.1",
     port: config.Port = 50051,
     request_limit: config.RequestLimit = 64,
@@ -28,7 +28,14 @@ def main(
     target_patience: config.Patience = 60.0,
     queue_limit: config.QueueLimit = 256,
     queue_seconds: config.QueueSeconds = 60.0,
+    redis_password_file: security_options.RedisPasswordFile = None,
+    clients: security_options.ClientsFile = None,
+    client_authority: security_options.ClientAuthority = None,
     log_level: config.LogLevelOption = config.LogLevel.INFO,
+    tls_certificate: security_options.TlsCertificate = None,
+    tls_key: security_options.TlsKey = None,
+    tls_authority: security_options.TlsAuthority = None,
+    reflection: security_options.Reflection = False,
 ) -> None:
     """Serve Generate: grow, verify, accept, emit.
 
@@ -36,14 +43,29 @@ def main(
     plan stays in force.
     """
     config.check_environment()
+    if redis is None and redis_password_file is not None:
+        config.fail("--redis-password-file needs --redis", 2)
     configure_logging("coordinator", log_level)
+    from coordinator.clients import Clients, ClientsError
     from coordinator.service import CoordinatorService, CoordinatorSettings
     from sequoia.runtime.catalogue import resolve
+    from sequoia.security import coordinator_credentials, redis_url
+
+    credentials = coordinator_credentials(tls_certificate, tls_key, tls_authority, client_authority)
+    try:
+        known = Clients(clients) if clients else None
+    except ClientsError as error:
+        config.fail(f"--clients: {error}", 2)
+    if not is_loopback(host):
+        _warn_of_exposure(
+            is_open=known is None and client_authority is None,
+            shows_tokens=known is not None and credentials.server is None,
+        )
 
     settings = CoordinatorSettings(
         target_address,
         draft_address,
-        config.redis_url(redis, redis_password_file),
+        redis_url(redis, redis_password_file) if redis else None,
         request_limit,
         max_new_tokens_limit,
         call_timeout,
@@ -51,14 +73,26 @@ def main(
         target_patience,
         queue_limit,
         queue_seconds,
+        credentials.channel,
     )
 
     async def coordinate() -> None:
-        server = RpcServer()
-        service = CoordinatorService(server, resolve(target), settings)
+        server = RpcServer(credentials.server, reflection=reflection)
+        service = CoordinatorService(server, resolve(target), settings, clients=known)
         await serve(server, host, port, service.get_ready, service.stop)
 
     run(coordinate())
+
+
+def _warn_of_exposure(*, is_open: bool, shows_tokens: bool) -> None:
+    """Say in the log what an address beyond loopback opens to the network."""
+    log = structlog.get_logger(__name__)
+    if is_open:
+        log.warning(
+            "anyone who reaches this address may generate; see --clients, --client-authority"
+        )
+    if shows_tokens:
+        log.warning("tokens travel unencrypted; see --tls-certificate")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from sequoia.generation import GenerationChunk
 from sequoia.messages import GrownTree, GrowTree, StepHeader, Verdict, VerifyTree
 from sequoia.plans import BUILT_IN_PLAN, Plan, PlanStore, pair_name, request_class
 from sequoia.rpc.codec import GROW_TREE, VERIFY_TREE
-from sequoia.rpc.server import MESSAGE_LIMIT_BYTES, STOP_GRACE_SECONDS
+from sequoia.rpc.method import MESSAGE_LIMIT_BYTES
+from sequoia.rpc.server import STOP_GRACE_SECONDS
 from sequoia.settings import DrawRule
 from sequoia.tree import ROOT_ONLY, Topology, Tree
 

@@ -163,7 +163,7 @@ class PromptReader:
             )
         wanted = request.max_new_tokens
         if wanted is None:
-            return min(limits.default_new_tokens, room)
+            return min(limits.default_new_tokens, limits.max_new_tokens, room)
         if not 1 <= wanted <= limits.max_new_tokens:
             raise InvalidArgumentError(
                 "max_new_tokens",

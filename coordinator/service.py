@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
 import structlog
 
 from coordinator.admission import Admission
+from coordinator.clients import Clients
 from coordinator.engine import Engine
 from coordinator.prompt import MAX_NEW_TOKENS, PromptReader, RequestLimits
+from coordinator.quota import NO_LIMITS, Client
 from coordinator.workers import Compatibility, Worker
 from sequoia.errors import NotReadyError
 from sequoia.generation import GenerationChunk, GenerationRequest
 from sequoia.plans import PlanStore
+from sequoia.rpc.call import request_id
 from sequoia.rpc.generation_codec import GENERATE
-from sequoia.rpc.server import Context, RpcServer, request_id
+from sequoia.rpc.server import Context, RpcServer
 from sequoia.runtime.tokenization import end_of_text_ids, load_tokenizer, tokenizer_sha256
 from sequoia.tasks import end_tasks
 
@@ -30,7 +35,7 @@ FIND_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorSettings:
-    """How a coordinator treats requests and workers."""
+    """How a coordinator treats requests and workers; `credentials` are those to show to workers."""
 
     target_address: str
     draft_address: str | None
@@ -42,6 +47,7 @@ class CoordinatorSettings:
     target_patience_seconds: float = 60.0
     queue_limit: int = 256
     queue_seconds: float = 60.0
+    credentials: grpc.ChannelCredentials | None = None
 
 
 def fresh_seed() -> int:
@@ -50,7 +56,15 @@ def fresh_seed() -> int:
 
 
 class CoordinatorService:
-    """Serves `Generate` once the target has been found."""
+    """Serves `Generate` once the target has been found.
+
+    Args:
+        server: to serve it on.
+        target_folder: where the target's tokenizer is.
+        settings: how requests and workers are treated.
+        make_seed: randomness for requests that bring none.
+        clients: who may call; None lets anyone.
+    """
 
     def __init__(
         self,
@@ -58,11 +72,13 @@ class CoordinatorService:
         target_folder: Path,
         settings: CoordinatorSettings,
         make_seed: Callable[[], int] = fresh_seed,
+        clients: Clients | None = None,
     ) -> None:
         self.settings = settings
-        self.target = Worker("target", settings.target_address, settings.call_seconds)
+        credentials = settings.credentials
+        self.target = Worker("target", settings.target_address, settings.call_seconds, credentials)
         self.draft = (
-            Worker("draft", settings.draft_address, settings.draft_call_seconds)
+            Worker("draft", settings.draft_address, settings.draft_call_seconds, credentials)
             if settings.draft_address
             else None
         )
@@ -73,7 +89,9 @@ class CoordinatorService:
         self._reader: PromptReader | None = None
         self._store = PlanStore(settings.redis_url) if settings.redis_url else None
         self._background: list[asyncio.Task[None]] = []
-        server.add_stream(GENERATE, self._generate)
+        self._clients = clients
+        self._anyone = Client("anyone", NO_LIMITS, time.monotonic)
+        server.add_stream(GENERATE, self._generate, admit=self._client)
 
     async def get_ready(self) -> None:
         """Load the tokenizer, find the workers, follow the plans.
@@ -120,10 +138,23 @@ class CoordinatorService:
             raise NotReadyError("the target worker has not been found yet")
         if not request_id(context):
             structlog.contextvars.bind_contextvars(request_id=secrets.token_hex(8))
-        prepared = await asyncio.to_thread(self._reader.read, request)
-        async with aclosing(self.engine.generate(prepared)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        client = self._client(context)
+        structlog.contextvars.bind_contextvars(client=client.name)
+        with client.request() as spending:
+            prepared = await asyncio.to_thread(self._reader.read, request)
+            spending.prompt(len(prepared.prompt_token_ids))
+            async with aclosing(self.engine.generate(prepared)) as chunks:
+                async for chunk in chunks:
+                    spending.generated(len(chunk.tokens))
+                    yield chunk
+
+    def _client(self, context: Context) -> Client:
+        """Whose call it is.
+
+        Raises:
+            UnauthenticatedError: it carries no token, or an unknown one.
+        """
+        return self._clients.authenticate(context) if self._clients else self._anyone
 
     async def stop(self) -> None:
         """Let running requests end, then let go of workers and Redis."""

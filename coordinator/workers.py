@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+import grpc
 import structlog
 
 from sequoia.errors import (
@@ -70,9 +71,15 @@ class Compatibility:
 class Worker:
     """One worker: its channel, whether it is there, and who it says it is."""
 
-    def __init__(self, role: str, address: str, call_seconds: float) -> None:
+    def __init__(
+        self,
+        role: str,
+        address: str,
+        call_seconds: float,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> None:
         self.role = role
-        self.channel = RpcChannel(address)
+        self.channel = RpcChannel(address, credentials)
         self._least_seconds = call_seconds
         self.info: WorkerInfo | None = None
         self.is_available = False

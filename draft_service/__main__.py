@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sequoia import config
+from sequoia import config, security_options
 from sequoia.log import configure_logging
 from sequoia.rpc.role import run
 
@@ -25,6 +25,10 @@ def main(
     batch_limit: config.BatchLimit = 32,
     node_limit: config.NodeLimit = 1024,
     log_level: config.LogLevelOption = config.LogLevel.INFO,
+    tls_certificate: security_options.TlsCertificate = None,
+    tls_key: security_options.TlsKey = None,
+    tls_authority: security_options.TlsAuthority = None,
+    reflection: security_options.Reflection = False,
 ) -> None:
     """Grow token trees with a draft model.
 
@@ -32,6 +36,9 @@ def main(
     """
     config.check_environment()
     configure_logging("draft", log_level)
+    from sequoia.security import role_credentials
+
+    credentials = role_credentials(tls_certificate, tls_key, tls_authority)
     # Torch and transformers take seconds to import; wrong options should fail before that.
     from draft_service.grower import Grower
     from sequoia.rpc.codec import GROW_TREE
@@ -46,7 +53,11 @@ def main(
         parts = load_draft_worker(draft, target, dtype, device)
         return Grower(parts.name, parts.model, parts.tokenizer_sha256, limits, device_thread)
 
-    run(serve_worker(GROW_TREE, load, host, port, threads, batch_limit))
+    run(
+        serve_worker(
+            GROW_TREE, load, host, port, threads, batch_limit, credentials.server, reflection
+        )
+    )
 
 
 if __name__ == "__main__":

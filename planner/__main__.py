@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sequoia import config
+from sequoia import config, security_options
 from sequoia.log import configure_logging
 from sequoia.rpc.role import run, serve
 from sequoia.rpc.server import RpcServer
@@ -17,13 +17,17 @@ def main(
     target_address: config.TargetAddress = "127.0.0.1:50053",
     draft_address: config.DraftAddress = None,
     redis: config.RedisUrl = None,
-    redis_password_file: config.RedisPasswordFile = None,
     host: config.Host = "127.0.0.1",
     port: config.Port = 50054,
     max_nodes: config.MaxNodes = None,
     max_levels: config.MaxLevels = None,
     replan_interval: config.ReplanSeconds = 5.0,
+    redis_password_file: security_options.RedisPasswordFile = None,
     log_level: config.LogLevelOption = config.LogLevel.INFO,
+    tls_certificate: security_options.TlsCertificate = None,
+    tls_key: security_options.TlsKey = None,
+    tls_authority: security_options.TlsAuthority = None,
+    reflection: security_options.Reflection = False,
 ) -> None:
     """Measure both workers, estimate acceptance and decide the trees.
 
@@ -32,18 +36,26 @@ def main(
     config.check_environment()
     if draft_address is None:
         config.fail("--draft-address (or SEQUOIA_DRAFT_ADDRESS) is required by the planner", 2)
-    url = config.redis_url(redis, redis_password_file)
-    if url is None:
+    if redis is None:
         config.fail("--redis (or SEQUOIA_REDIS) is required: the planner publishes there", 2)
     configure_logging("planner", log_level)
     from planner.service import PlannerService, PlannerSettings
+    from sequoia.security import redis_url, role_credentials
+
+    credentials = role_credentials(tls_certificate, tls_key, tls_authority)
 
     settings = PlannerSettings(
-        target_address, draft_address, url, max_nodes, max_levels, replan_interval
+        target_address,
+        draft_address,
+        redis_url(redis, redis_password_file),
+        max_nodes,
+        max_levels,
+        replan_interval,
+        credentials.channel,
     )
 
     async def plan() -> None:
-        server = RpcServer()
+        server = RpcServer(credentials.server, reflection=reflection)
         service = PlannerService(server, settings)
         await serve(server, host, port, service.get_ready, service.stop)
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import grpc
 import structlog
 from redis.exceptions import RedisError
 
@@ -39,6 +40,7 @@ class PlannerSettings:
     max_nodes: int | None = None  # None: by the target's placement
     max_levels: int | None = None
     replan_seconds: float = 5.0
+    credentials: grpc.ChannelCredentials | None = None  # to show to the workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,8 @@ class PlannerService:
     def __init__(self, server: RpcServer, settings: PlannerSettings) -> None:
         self.settings = settings
         self.plan: Plan | None = None
-        self._draft = RpcChannel(settings.draft_address)
-        self._target = RpcChannel(settings.target_address)
+        self._draft = RpcChannel(settings.draft_address, settings.credentials)
+        self._target = RpcChannel(settings.target_address, settings.credentials)
         self._store = PlanStore(settings.redis_url)
         self._measured: tuple[str, Measurements] | None = None  # on which instances
         self._published: Basis | None = None

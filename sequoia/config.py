@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from enum import StrEnum
-from pathlib import Path
+from types import ModuleType
 from typing import Annotated, NoReturn
 
 import typer
 
-from sequoia.secret_files import SecretError, read_secret, with_password
+from sequoia import security_options
+from sequoia.redis_url import RedisUrlError, check_redis_url
 
 PREFIX = "SEQUOIA_"
 DEFAULT_TARGET = "smollm2-135m-instruct"
@@ -79,8 +81,11 @@ def read_size(value: str | int) -> int:
 
 
 def _redis_url(value: str | None) -> str | None:
-    if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
-        raise typer.BadParameter(f"{value!r} does not begin with redis://, rediss:// or unix://")
+    try:
+        if value is not None:
+            check_redis_url(value)
+    except RedisUrlError as error:
+        raise typer.BadParameter(f"the URL {error}") from None
     return value
 
 
@@ -103,13 +108,6 @@ RedisUrl = Annotated[
     str | None,
     typer.Option(
         "--redis", envvar="SEQUOIA_REDIS", callback=_redis_url, help="URL of Redis or Valkey."
-    ),
-]
-RedisPasswordFile = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="SEQUOIA_REDIS_PASSWORD_FILE",
-        help="File with the password of Redis, for a URL that holds none.",
     ),
 ]
 DraftAddress = Annotated[
@@ -322,13 +320,18 @@ OTHER_VARIABLES = frozenset({"SEQUOIA_CACHE", "SEQUOIA_PARENT_PID"})
 
 def known_variables() -> frozenset[str]:
     """Every environment variable that some role reads."""
-    names = {
+    here = sys.modules[__name__]
+    return variables_of(here) | variables_of(security_options) | OTHER_VARIABLES
+
+
+def variables_of(options: ModuleType) -> frozenset[str]:
+    """The environment variables of the options in a module."""
+    return frozenset(
         variable
-        for option in globals().values()
+        for option in vars(options).values()
         for info in getattr(option, "__metadata__", ())
         for variable in ([info.envvar] if isinstance(info.envvar, str) else info.envvar or [])
-    }
-    return frozenset(names) | OTHER_VARIABLES
+    )
 
 
 def check_environment(environment: Mapping[str, str] = os.environ) -> None:
@@ -338,16 +341,6 @@ def check_environment(environment: Mapping[str, str] = os.environ) -> None:
     )
     if unknown:
         fail(f"unknown environment variable {', '.join(unknown)}", 2)
-
-
-def redis_url(url: str | None, password_file: Path | None) -> str | None:
-    """The URL of Redis with the password from its file; a wrong file ends the process with status 2."""
-    if url is None or password_file is None:
-        return url
-    try:
-        return with_password(url, read_secret(password_file))
-    except SecretError as error:
-        fail(f"--redis-password-file (or SEQUOIA_REDIS_PASSWORD_FILE): {error}", 2)
 
 
 def fail(message: str, status: int = 1) -> NoReturn:

@@ -20,6 +20,8 @@ class Reason(StrEnum):
     UNKNOWN_SESSION = "UNKNOWN_SESSION"
     STALE_STEP = "STALE_STEP"
     CAPACITY_EXHAUSTED = "CAPACITY_EXHAUSTED"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    CLIENT_LIMIT_REACHED = "CLIENT_LIMIT_REACHED"
     NOT_READY = "NOT_READY"
     WORKER_UNAVAILABLE = "WORKER_UNAVAILABLE"
     INCOMPATIBLE_MODELS = "INCOMPATIBLE_MODELS"
@@ -87,6 +89,18 @@ class CapacityError(SequoiaError):
     """No room for another session or request, and nothing idle to evict."""
 
     reason = Reason.CAPACITY_EXHAUSTED
+
+
+class UnauthenticatedError(SequoiaError):
+    """The call does not say which client it is from; the message never repeats what it says."""
+
+    reason = Reason.UNAUTHENTICATED
+
+
+class ClientLimitError(SequoiaError):
+    """The client does already as much as its limits allow."""
+
+    reason = Reason.CLIENT_LIMIT_REACHED
 
 
 class NotReadyError(SequoiaError):

@@ -10,19 +10,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+import grpc
 import structlog
 
+from sequoia import config, security_options
 from sequoia.embedded_valkey import EmbeddedValkey
 from sequoia.rpc.health import is_serving
+from sequoia.rpc.tls import TlsFiles, channel_credentials
 
 log = structlog.get_logger(__name__)
 
 LOCALHOST = "127.0.0.1"
+REDIS_VARIABLE = "SEQUOIA_REDIS"
+EVERYWHERE = ("0.0.0.0", "::", "[::]")  # noqa: S104 to compare with, not to listen on
 POLL_SECONDS = 0.1
 STOP_SECONDS = 10.0
 RESTART_SECONDS = 1.0
@@ -43,13 +49,17 @@ class LaunchOptions:
         device_memory: bytes for the target on its device; None for most of what is free.
         host_memory: bytes of the host for a target that is streamed to a GPU.
         replan_seconds: between the planner's looks at the statistics; None leaves it to the planner.
+        tls: what all roles show and trust; None runs without TLS.
+        client_authority: whose certificates clients must show.
+        clients: file of those who may call Generate; None lets anyone.
+        reflection: whether roles tell callers which services they have.
     """
 
     target: str
     draft: str | None = None
     host: str = LOCALHOST
     port: int = 0
-    redis_url: str | None = None
+    redis_url: str | None = field(default=None, repr=False)  # it may hold a password
     dtype: str = "auto"
     device: str = "auto"
     log_level: str = "info"
@@ -58,33 +68,63 @@ class LaunchOptions:
     placement: str | None = None
     device_memory: int | None = None
     host_memory: int | None = None
+    tls: TlsFiles | None = None
+    client_authority: Path | None = None
+    clients: Path | None = None
+    reflection: bool = False
 
     def placing(self) -> list[str]:
         """The target's flags that say where its weights go."""
-        values = {
-            "--placement": self.placement,
-            "--device-memory": self.device_memory,
-            "--host-memory": self.host_memory,
+        return _flags(
+            {
+                "--placement": self.placement,
+                "--device-memory": self.device_memory,
+                "--host-memory": self.host_memory,
+            }
+        )
+
+    def common(self) -> list[str]:
+        """Flags of every role."""
+        tls = self.tls
+        files = {
+            "--tls-certificate": tls.certificate if tls else None,
+            "--tls-key": tls.key if tls else None,
+            "--tls-authority": tls.authority if tls else None,
         }
-        return [
-            word
-            for name, value in values.items()
-            if value is not None
-            for word in (name, str(value))
-        ]
+        reflection = ["--reflection"] if self.reflection else []
+        return ["--log-level", self.log_level, *_flags(files), *reflection]
+
+    def letting_in(self) -> list[str]:
+        """The coordinator's flags that say who may call it."""
+        return _flags({"--client-authority": self.client_authority, "--clients": self.clients})
+
+
+def _flags(values: Mapping[str, object]) -> list[str]:
+    """Flags and their values, those without a value left out."""
+    given = {name: value for name, value in values.items() if value is not None}
+    return [word for name, value in given.items() for word in (name, str(value))]
 
 
 class RoleProcess:
     """One role as a child process."""
 
     def __init__(
-        self, module: str, arguments: list[str], errors: IO[bytes] | None, host: str, port: int
+        self,
+        module: str,
+        arguments: list[str],
+        errors: IO[bytes] | None,
+        host: str,
+        port: int,
+        variables: Mapping[str, str],
+        credentials: grpc.ChannelCredentials | None,
     ) -> None:
         self.module = module
         self.host = host
         self.port = port
         self._arguments = arguments
         self._errors = errors
+        self._variables = variables
+        self._credentials = credentials
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -101,7 +141,11 @@ class RoleProcess:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "SEQUOIA_PARENT_PID": str(os.getpid())},
+            env={
+                **_environment_without_security(),
+                **self._variables,
+                "SEQUOIA_PARENT_PID": str(os.getpid()),
+            },
             process_group=0,  # Ctrl-C reaches the parent alone, which ends its children in order
         )
 
@@ -124,7 +168,8 @@ class RoleProcess:
         Raises:
             LaunchError: the process ended instead.
         """
-        while not is_serving(self.address, HEALTH_SECONDS):
+        host = LOCALHOST if self.host in EVERYWHERE else self.host
+        while not is_serving(f"{host}:{self.port}", HEALTH_SECONDS, self._credentials):
             if self.has_ended:
                 raise LaunchError(f"{self.module} ended before it was ready")
             time.sleep(POLL_SECONDS)
@@ -181,6 +226,7 @@ class LocalSystem:
         self._say = say
         self._valkey: EmbeddedValkey | None = None
         self._roles: list[RoleProcess] = []
+        self._credentials = channel_credentials(options.tls) if options.tls else None
         self._stopping = threading.Event()
         self._keeper = threading.Thread(target=self._keep_alive, name="keeper", daemon=True)
 
@@ -232,8 +278,9 @@ class LocalSystem:
         """
         addresses = ["--target-address", self.role("target_service").address]
         addresses += ["--draft-address", self.role("draft_service").address]
-        options = ["--target", self.options.target, "--log-level", self.options.log_level]
-        added = self._launch("coordinator", [*addresses, *options, "--redis", redis_url])
+        options = ["--target", self.options.target, *self.options.common()]
+        options += self.options.letting_in()
+        added = self._launch("coordinator", [*addresses, *options], redis_url=redis_url)
         added.wait_until_listening()
         added.wait_until_serving()
         return added
@@ -245,8 +292,7 @@ class LocalSystem:
             self._valkey = EmbeddedValkey()
             self._valkey.start()
             self.redis_url = self._valkey.url
-        redis = ["--redis", self.redis_url]
-        common = ["--log-level", options.log_level]
+        common = options.common()
         model = [*common, "--target", options.target, "--dtype", options.dtype]
         model += ["--device", options.device]
         draft_options = ["--draft", options.draft] if options.draft else []
@@ -262,12 +308,15 @@ class LocalSystem:
         replan = (
             ["--replan-interval", str(options.replan_seconds)] if options.replan_seconds else []
         )
-        self.planner = self._launch("planner", [*common, *workers, *redis, *replan])
+        self.planner = self._launch(
+            "planner", [*common, *workers, *replan], redis_url=self.redis_url
+        )
         self.coordinator = self._launch(
             "coordinator",
-            [*common, *workers, *redis, "--target", options.target],
+            [*common, *workers, *options.letting_in(), "--target", options.target],
             options.host,
             options.port,
+            self.redis_url,
         )
         self.planner.wait_until_listening()
         self.coordinator.wait_until_listening()
@@ -277,9 +326,18 @@ class LocalSystem:
         self._keeper.start()
 
     def _launch(
-        self, module: str, arguments: list[str], host: str = LOCALHOST, port: int = 0
+        self,
+        module: str,
+        arguments: list[str],
+        host: str = LOCALHOST,
+        port: int = 0,
+        redis_url: str | None = None,
     ) -> RoleProcess:
-        role = RoleProcess(module, arguments, self._errors, host, port)
+        # Not a flag: everyone on the machine sees those, and the URL may hold a password.
+        variables = {REDIS_VARIABLE: redis_url} if redis_url else {}
+        role = RoleProcess(
+            module, arguments, self._errors, host, port, variables, self._credentials
+        )
         self._roles.append(role)
         role.start()
         return role
@@ -306,3 +364,9 @@ class LocalSystem:
             role.wait()
         if self._valkey:
             self._valkey.stop()
+
+
+def _environment_without_security() -> dict[str, str]:
+    """What a role inherits: whom it trusts and who may call it is its launcher's to say."""
+    own = config.variables_of(security_options) | {REDIS_VARIABLE}
+    return {name: value for name, value in os.environ.items() if name not in own}

@@ -6,15 +6,17 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from coordinator.clients import Clients
+from coordinator.prompt import MAX_NEW_TOKENS
 from coordinator.service import CoordinatorService, CoordinatorSettings
 from draft_service.grower import Grower
 from sequoia.generation import Completion, GeneratedToken, GenerationChunk, GenerationRequest
 from sequoia.messages import GrownTree, GrowTree, Verdict, VerifyTree
-from sequoia.rpc.channel import RpcChannel
+from sequoia.rpc.channel import Endpoint, RpcChannel
 from sequoia.rpc.codec import GET_INFO, GROW_TREE, VERIFY_TREE
 from sequoia.rpc.generation_codec import GENERATE
 from sequoia.rpc.method import Method
@@ -23,6 +25,7 @@ from sequoia.runtime.offload.placement import PlacementOptions
 from sequoia.runtime.pairing import load_draft_worker, load_target_worker
 from sequoia.runtime.service import WorkerService
 from sequoia.runtime.worker import WorkerLimits
+from sequoia.security import RoleCredentials
 from target_service.verifier import Verifier
 
 HOST = "127.0.0.1"
@@ -61,13 +64,16 @@ class TargetRole:
     ) -> None:
         self.folder, self.limits, self.port = folder, limits, 0
         self.placement = placement
+        self.make_credentials: Callable[[], RoleCredentials] = (
+            RoleCredentials  # anew at every start
+        )
         self.worker: Verifier | None = None
         self.server: RpcServer | None = None
 
     async def start(self) -> None:
         parts = load_target_worker(str(self.folder), "float32", "cpu", self.placement)
         self.worker = Verifier(parts.name, parts.model, parts.tokenizer_sha256, self.limits)
-        self.server = RpcServer()
+        self.server = RpcServer(self.make_credentials().server)
         service: WorkerService[VerifyTree, Verdict] = WorkerService(self.server, VERIFY_TREE)
         service.set_worker(self.worker)
         self.port = await self.server.start(HOST, self.port)
@@ -92,7 +98,7 @@ class DraftRole(TargetRole):
     async def start(self) -> None:
         parts = load_draft_worker(str(self.folder), str(self.target), "float32", "cpu")
         self.worker = Grower(parts.name, parts.model, parts.tokenizer_sha256, self.limits)  # type: ignore[assignment]
-        self.server = RpcServer()
+        self.server = RpcServer(self.make_credentials().server)
         service: WorkerService[GrowTree, GrownTree] = WorkerService(self.server, GROW_TREE)
         service.set_worker(self.worker)  # type: ignore[arg-type]
         self.port = await self.server.start(HOST, self.port)
@@ -174,28 +180,37 @@ async def running_coordinator(
     queue_limit: int = 256,
     queue_seconds: float = 60.0,
     draft_call_seconds: float = 5.0,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    clients: Clients | None = None,
+    credentials: RoleCredentials | None = None,
+    endpoint: Endpoint | None = None,
 ) -> AsyncIterator[Stack]:
-    """Start a coordinator on running workers, and stop it again."""
+    """Start a coordinator on running workers, and stop it again; `endpoint` says how to call it."""
+    own, called = credentials or RoleCredentials(), endpoint or Endpoint("")
     async with AsyncExitStack() as cleanup:
-        server = RpcServer()
+        server = RpcServer(own.server)
         settings = CoordinatorSettings(
             f"{HOST}:{target.port}",
             f"{HOST}:{draft.port}",
             redis_url,
             request_limit,
+            max_new_tokens,
             target_patience_seconds=target_patience_seconds,
             queue_limit=queue_limit,
             queue_seconds=queue_seconds,
             draft_call_seconds=draft_call_seconds,
+            credentials=own.channel,
         )
         fresh = seeds or itertools.count(1)
-        coordinator = CoordinatorService(server, target.folder, settings, lambda: next(fresh))
+        coordinator = CoordinatorService(
+            server, target.folder, settings, lambda: next(fresh), clients
+        )
         port = await server.start(HOST, 0)
         cleanup.push_async_callback(server.kill)
         cleanup.push_async_callback(coordinator.stop)
         await coordinator.get_ready()
         await server.set_serving(True)
-        channel = RpcChannel(f"{HOST}:{port}")
+        channel = replace(called, address=f"{HOST}:{port}").open()
         cleanup.push_async_callback(channel.close)
         yield Stack(target, draft, coordinator, channel)
 
@@ -206,6 +221,7 @@ async def running_stack(
     draft_folder: Path,
     limits: WorkerLimits | None = None,
     placement: PlacementOptions | None = None,
+    workers: Callable[[], RoleCredentials] = RoleCredentials,
     **settings: Any,
 ) -> AsyncIterator[Stack]:
     """Start all roles, yield them, and stop them again; settings as of `running_coordinator`."""
@@ -214,6 +230,7 @@ async def running_stack(
     draft = DraftRole(draft_folder, target_folder, limits)
     async with AsyncExitStack() as cleanup:
         for role in (target, draft):
+            role.make_credentials = workers
             await role.start()
             cleanup.push_async_callback(role.kill)
         yield await cleanup.enter_async_context(running_coordinator(target, draft, **settings))

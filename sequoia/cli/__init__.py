@@ -6,11 +6,13 @@ import typer
 
 from sequoia.cli.acceptance import acceptance
 from sequoia.cli.bench import bench_app
+from sequoia.cli.certs import certs
 from sequoia.cli.demo import demo
 from sequoia.cli.distill import distill
 from sequoia.cli.generate import generate
 from sequoia.cli.models import models_app
 from sequoia.cli.plan import plan
+from sequoia.cli.token import token
 from sequoia.cli.tree import tree
 from sequoia.cli.up import up
 from sequoia.cli.widen import widen
@@ -37,6 +39,8 @@ app.command()(tree)
 app.command()(acceptance)
 app.command()(distill)
 app.command()(widen)
+app.command()(certs)
+app.command()(token)
 app.add_typer(models_app)
 app.add_typer(bench_app)
 

@@ -17,7 +17,7 @@ from sequoia.errors import SequoiaError
 from sequoia.generation import ChatMessage, GenerationRequest
 from sequoia.launcher import LaunchOptions, LocalSystem
 from sequoia.plans import Plan, request_class
-from sequoia.rpc.channel import RpcChannel
+from sequoia.rpc.channel import Endpoint, RpcChannel
 from sequoia.rpc.planner_codec import GET_PLAN
 from sequoia.settings import DrawRule, SamplingSettings
 
@@ -65,12 +65,13 @@ def _run(system: LocalSystem) -> None:
     typer.echo("==> the planner measures the workers", err=True)
     if system.planner:
         system.planner.wait_until_serving()
+    place = Endpoint(system.address)
     typer.echo(f"\nuser: {PROMPT}\n\nassistant: ", nl=False)
-    with_speculation = [asyncio.run(ask(system.address, request, show_text))]
-    without = [asyncio.run(ask(system.address, alone))]
+    with_speculation = [asyncio.run(ask(place, request, show_text))]
+    without = [asyncio.run(ask(place, alone))]
     for _ in range(REPETITIONS - 1):
-        with_speculation.append(asyncio.run(ask(system.address, request)))
-        without.append(asyncio.run(ask(system.address, alone)))
+        with_speculation.append(asyncio.run(ask(place, request)))
+        without.append(asyncio.run(ask(place, alone)))
     plan = asyncio.run(_plan(system))
     typer.echo("\n")
     Console().print(_table(with_speculation, without, plan))

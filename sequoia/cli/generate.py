@@ -12,13 +12,14 @@ from typing import Annotated
 
 import typer
 
-from sequoia import config
+from sequoia import config, security_options
 from sequoia.cli.session import interrupt_on_terminate, quiet_system
 from sequoia.errors import Reason, SequoiaError
 from sequoia.generation import ChatMessage, Completion, FinishReason, GenerationRequest
 from sequoia.launcher import LaunchOptions
-from sequoia.rpc.channel import RpcChannel
+from sequoia.rpc.channel import Endpoint
 from sequoia.rpc.generation_codec import GENERATE
+from sequoia.security import endpoint
 from sequoia.settings import SamplingSettings
 
 
@@ -48,14 +49,14 @@ class Answer:
 
 
 async def ask(
-    address: str, request: GenerationRequest, show: Callable[[str], None] = lambda _: None
+    place: Endpoint, request: GenerationRequest, show: Callable[[str], None] = lambda _: None
 ) -> Answer:
     """Call Generate, showing the text as it comes.
 
     Raises:
         SequoiaError: the call was refused or failed.
     """
-    channel = RpcChannel(address)
+    channel = place.open()
     started = time.perf_counter()
     text, token_ids = "", []
     try:
@@ -92,8 +93,15 @@ def generate(
     placement: config.PlacementOption = config.Placement.AUTO,
     device_memory: config.DeviceMemory = None,
     host_memory: config.HostMemory = None,
+    tls_certificate: security_options.TlsCertificate = None,
+    tls_key: security_options.TlsKey = None,
+    tls_authority: security_options.TlsAuthority = None,
+    token_file: security_options.TokenFile = None,
 ) -> None:
-    """Generate the continuation of a prompt; model options apply when no address is given."""
+    """Generate the continuation of a prompt; model options apply when no address is given.
+
+    TLS and the token are for the system at the address.
+    """
     interrupt_on_terminate()
     try:
         request = GenerationRequest(
@@ -116,10 +124,11 @@ def generate(
         )
         show = _silent if as_json else show_text
         if address:
-            answer = asyncio.run(ask(address, request, show))
+            place = endpoint(address, tls_certificate, tls_key, tls_authority, token_file)
+            answer = asyncio.run(ask(place, request, show))
         else:
             with quiet_system(options) as system:
-                answer = asyncio.run(ask(system.address, request, show))
+                answer = asyncio.run(ask(Endpoint(system.address), request, show))
     except SequoiaError as error:
         status = 2 if error.reason in (Reason.INVALID_ARGUMENT, Reason.PROMPT_TOO_LONG) else 1
         config.fail(f"{error.reason}: {error.message}", status)

@@ -6,11 +6,12 @@ import threading
 
 import typer
 
-from sequoia import config
+from sequoia import config, security_options
 from sequoia.cli.session import fetch_models, interrupt_on_terminate
 from sequoia.embedded_valkey import EmbeddedValkeyError
 from sequoia.launcher import LaunchError, LaunchOptions, LocalSystem
 from sequoia.log import configure_logging
+from sequoia.security import redis_url, tls_files
 
 
 def up(
@@ -25,6 +26,13 @@ def up(
     device_memory: config.DeviceMemory = None,
     host_memory: config.HostMemory = None,
     log_level: config.LogLevelOption = config.LogLevel.INFO,
+    redis_password_file: security_options.RedisPasswordFile = None,
+    clients: security_options.ClientsFile = None,
+    client_authority: security_options.ClientAuthority = None,
+    tls_certificate: security_options.TlsCertificate = None,
+    tls_key: security_options.TlsKey = None,
+    tls_authority: security_options.TlsAuthority = None,
+    reflection: security_options.Reflection = True,
 ) -> None:
     """Run Redis, planner, both workers and the coordinator until Ctrl-C or SIGTERM.
 
@@ -32,18 +40,25 @@ def up(
     """
     interrupt_on_terminate()
     configure_logging("launcher", log_level)
+    if redis is None and redis_password_file is not None:
+        config.fail("--redis-password-file needs --redis", 2)
+    files = tls_files(tls_certificate, tls_key, tls_authority)
     options = LaunchOptions(
         target,
         draft,
         host,
         port,
-        redis,
+        redis_url(redis, redis_password_file) if redis else None,
         dtype,
         device,
         log_level,
         placement=placement,
         device_memory=device_memory,
         host_memory=host_memory,
+        tls=files,
+        client_authority=client_authority,
+        clients=clients,
+        reflection=reflection,
     )
     try:
         fetch_models(options)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import grpc
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from sequoia.rpc.call import REQUEST_ID_KEY
 from sequoia.rpc.errors import from_rpc_error
 from sequoia.rpc.method import Method, encoded
-from sequoia.rpc.server import REQUEST_ID_KEY, TRANSPORT_LIMIT_BYTES
+from sequoia.rpc.server import AUTHORIZATION_KEY, TRANSPORT_LIMIT_BYTES
 from sequoia.rpc.steps import Steps, StepStream
 
 Request = TypeVar("Request")
@@ -31,12 +33,41 @@ _OPTIONS = [
 ]
 
 
-class RpcChannel:
-    """Calls methods of the role at one address; failures are raised as `RemoteError`."""
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A role's address, and what a caller needs to be let in there."""
 
-    def __init__(self, address: str) -> None:
+    address: str
+    credentials: grpc.ChannelCredentials | None = None
+    token: str | None = field(default=None, repr=False)
+
+    def open(self) -> RpcChannel:
+        """A channel to it; needs a running event loop."""
+        return RpcChannel(self.address, self.credentials, self.token)
+
+
+class RpcChannel:
+    """Calls methods of the role at one address; failures are raised as `RemoteError`.
+
+    Args:
+        address: HOST:PORT.
+        credentials: for TLS; None speaks without it.
+        token: shown with every call; None shows none.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        credentials: grpc.ChannelCredentials | None = None,
+        token: str | None = None,
+    ) -> None:
         self.address = address
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._channel = (
+            grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
+            if credentials
+            else grpc.aio.insecure_channel(address, options=_OPTIONS)
+        )
+        self._authorization = [(AUTHORIZATION_KEY, f"Bearer {token}")] if token else []
         self._calls: dict[str, Any] = {}
 
     async def call(
@@ -45,7 +76,7 @@ class RpcChannel:
         """One request, one reply; `timeout` in seconds."""
         try:
             reply: Reply = await self._callable(method, self._channel.unary_unary)(
-                encoded(method, request), timeout=timeout, metadata=_metadata()
+                encoded(method, request), timeout=timeout, metadata=self._metadata()
             )
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
@@ -56,7 +87,7 @@ class RpcChannel:
     ) -> AsyncGenerator[Reply, None]:
         """One request, a stream of replies; closing the iterator cancels the call."""
         call = self._callable(method, self._channel.unary_stream)(
-            encoded(method, request), timeout=timeout, metadata=_metadata()
+            encoded(method, request), timeout=timeout, metadata=self._metadata()
         )
         try:
             async for reply in call:
@@ -69,7 +100,7 @@ class RpcChannel:
     def steps(self, method: Method[Request, Reply]) -> Steps[Request, Reply]:
         """Open a call for one step after another."""
         call = self._callable(method, self._channel.stream_stream)
-        return StepStream(method, call(metadata=_metadata()))
+        return StepStream(method, call(metadata=self._metadata()))
 
     async def is_serving(self, timeout: float = 2.0) -> bool:
         """Whether the role says that it can do its work."""
@@ -93,7 +124,6 @@ class RpcChannel:
             )
         return self._calls[method.path]
 
-
-def _metadata() -> list[tuple[str, str]]:
-    identifier = structlog.contextvars.get_contextvars().get("request_id")
-    return [(REQUEST_ID_KEY, identifier)] if identifier else []
+    def _metadata(self) -> list[tuple[str, str]]:
+        identifier = structlog.contextvars.get_contextvars().get("request_id")
+        return [*([(REQUEST_ID_KEY, identifier)] if identifier else []), *self._authorization]

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from numpy.typing import NDArray
 
 from sequoia import messages as m
-from sequoia.errors import InvalidArgumentError, MalformedTreeError
-from sequoia.rpc.method import Method, nothing, parse
+from sequoia.errors import InvalidArgumentError, MalformedMessageError, MalformedTreeError
+from sequoia.rpc.method import SMALL_LIMIT_BYTES, Method, nothing, parse
 from sequoia.settings import DrawRule, SamplingSettings
 from sequoia.tree import Topology, Tree, TreeError
 from sequoia.v1 import array_pb2, draft_pb2, sampling_pb2, target_pb2, worker_pb2
@@ -83,9 +84,16 @@ def encode_seconds(seconds: float) -> Duration:
     return duration
 
 
-def decode_seconds(duration: Duration) -> float:
-    """Seconds of a duration."""
-    return duration.ToNanoseconds() / 1e9
+def decode_seconds(time: Duration | Timestamp) -> float:
+    """Seconds of a duration, or since the epoch.
+
+    Raises:
+        MalformedMessageError: seconds and nanoseconds that are none.
+    """
+    try:
+        return time.ToNanoseconds() / 1e9
+    except ValueError as error:
+        raise MalformedMessageError(str(error), expected=time.DESCRIPTOR.name) from error
 
 
 def encode_sampling(settings: SamplingSettings) -> sampling_pb2.SamplingSettings:
@@ -411,6 +419,7 @@ CLOSE_SESSION = Method(
     lambda data: _session_id(parse(worker_pb2.CloseSessionRequest, data).session_id),
     lambda _: worker_pb2.CloseSessionResponse().SerializeToString(),
     lambda data: nothing(worker_pb2.CloseSessionResponse, data),
+    request_limit_bytes=SMALL_LIMIT_BYTES,
 )
 PROFILE = Method(
     "sequoia.v1.WorkerService",
@@ -419,6 +428,7 @@ PROFILE = Method(
     _decode_profile,
     _encode_times,
     _decode_times,
+    request_limit_bytes=SMALL_LIMIT_BYTES,
 )
 GET_INFO = Method(
     "sequoia.v1.WorkerService",
@@ -427,4 +437,5 @@ GET_INFO = Method(
     lambda data: nothing(worker_pb2.GetInfoRequest, data),
     _encode_info,
     _decode_info,
+    request_limit_bytes=SMALL_LIMIT_BYTES,
 )

@@ -5,6 +5,8 @@
 | INVALID_ARGUMENT, PROMPT_TOO_LONG | INVALID_ARGUMENT | the caller |
 | MALFORMED_MESSAGE, MALFORMED_TREE | INVALID_ARGUMENT | the caller |
 | MESSAGE_TOO_LARGE, CAPACITY_EXHAUSTED | RESOURCE_EXHAUSTED | less at a time |
+| CLIENT_LIMIT_REACHED | RESOURCE_EXHAUSTED | the client, `retry_after_seconds` later |
+| UNAUTHENTICATED | UNAUTHENTICATED | the caller, with a token that the operator gave it |
 | UNKNOWN_SESSION | NOT_FOUND | the coordinator prefills again |
 | STALE_STEP, INCOMPATIBLE_MODELS | FAILED_PRECONDITION | the coordinator; the operator |
 | NOT_READY, WORKER_UNAVAILABLE | UNAVAILABLE | a retry |
@@ -37,6 +39,8 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.PROMPT_TOO_LONG: grpc.StatusCode.INVALID_ARGUMENT,
     Reason.MESSAGE_TOO_LARGE: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Reason.CAPACITY_EXHAUSTED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.CLIENT_LIMIT_REACHED: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Reason.UNAUTHENTICATED: grpc.StatusCode.UNAUTHENTICATED,
     Reason.UNKNOWN_SESSION: grpc.StatusCode.NOT_FOUND,
     Reason.STALE_STEP: grpc.StatusCode.FAILED_PRECONDITION,
     Reason.INCOMPATIBLE_MODELS: grpc.StatusCode.FAILED_PRECONDITION,
@@ -50,6 +54,7 @@ _REASONS_WITHOUT_DETAILS = {
     grpc.StatusCode.DEADLINE_EXCEEDED: Reason.DEADLINE_EXCEEDED,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Reason.MESSAGE_TOO_LARGE,
     grpc.StatusCode.CANCELLED: Reason.WORKER_UNAVAILABLE,
+    grpc.StatusCode.UNAUTHENTICATED: Reason.UNAUTHENTICATED,
 }
 
 
@@ -64,8 +69,8 @@ class RemoteError(SequoiaError):
 async def abort(context: grpc.aio.ServicerContext[object, object], error: SequoiaError) -> None:
     """End a call with an error's status and details."""
     code = CODES[error.reason]
-    message = _shortened(error.message, MESSAGE_LIMIT)
-    facts = {key: _shortened(value, FACT_LIMIT) for key, value in error.metadata.items()}
+    message = shortened(error.message, MESSAGE_LIMIT)
+    facts = {key: shortened(value, FACT_LIMIT) for key, value in error.metadata.items()}
     detail = AnyMessage()
     detail.Pack(ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=facts))
     status = Status(code=code.value[0], message=message, details=[detail])
@@ -73,7 +78,8 @@ async def abort(context: grpc.aio.ServicerContext[object, object], error: Sequoi
     await context.abort(code, message, trailing_metadata=trailing)
 
 
-def _shortened(text: str, limit: int) -> str:
+def shortened(text: str, limit: int) -> str:
+    """A text of at most `limit` characters."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 

@@ -16,6 +16,9 @@ from sequoia.rpc.codec import decode_sampling, decode_seconds, encode_sampling, 
 from sequoia.rpc.method import Method, parse
 from sequoia.v1 import generation_pb2
 
+# A million tokens and more; reading a message takes the event loop's time from everyone.
+REQUEST_LIMIT_BYTES = 4 * 2**20
+
 _FINISH_NUMBERS = {
     FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
     FinishReason.STOP_STRING: generation_pb2.FINISH_REASON_STOP_STRING,
@@ -162,4 +165,5 @@ GENERATE = Method(
     _decode_request,
     _encode_chunk,
     _decode_chunk,
+    request_limit_bytes=REQUEST_LIMIT_BYTES,
 )

@@ -13,6 +13,9 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from sequoia.errors import InvalidArgumentError, MalformedMessageError
 
+MESSAGE_LIMIT_BYTES = 16 * 2**20
+SMALL_LIMIT_BYTES = 64 * 2**10  # of requests that carry a name or nothing
+
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 AnyMessage = TypeVar("AnyMessage", bound=Message)
@@ -20,7 +23,11 @@ AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class Method(Generic[Request, Reply]):
-    """One method of a service, of one request or several."""
+    """One method of a service, of one request or several.
+
+    Attributes:
+        request_limit_bytes: of one request; a server refuses larger ones.
+    """
 
     service: str
     name: str
@@ -28,6 +35,7 @@ class Method(Generic[Request, Reply]):
     decode_request: Callable[[bytes], Request]
     encode_reply: Callable[[Reply], bytes]
     decode_reply: Callable[[bytes], Reply]
+    request_limit_bytes: int = MESSAGE_LIMIT_BYTES
 
     @property
     def path(self) -> str:

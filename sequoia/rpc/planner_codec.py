@@ -6,7 +6,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from sequoia.errors import MalformedMessageError
 from sequoia.plans import Plan, PlanError, PlannedTree
-from sequoia.rpc.method import Method, nothing, parse
+from sequoia.rpc.codec import decode_seconds
+from sequoia.rpc.method import SMALL_LIMIT_BYTES, Method, nothing, parse
 from sequoia.v1 import planner_pb2
 
 _PREDICTIONS = (
@@ -44,7 +45,7 @@ def _decode_plan(message: planner_pb2.Plan) -> Plan:
         )
     except PlanError as error:
         raise MalformedMessageError(f"plan.trees.{error}", field="plan.trees") from error
-    return Plan(message.version, message.create_time.ToNanoseconds() / 1e9, trees)
+    return Plan(message.version, decode_seconds(message.create_time), trees)
 
 
 GET_PLAN = Method(
@@ -54,6 +55,7 @@ GET_PLAN = Method(
     lambda data: nothing(planner_pb2.GetPlanRequest, data),
     lambda plan: planner_pb2.GetPlanResponse(plan=_encode_plan(plan)).SerializeToString(),
     lambda data: _decode_plan(parse(planner_pb2.GetPlanResponse, data).plan),
+    request_limit_bytes=SMALL_LIMIT_BYTES,
 )
 REPLAN = Method(
     "sequoia.v1.PlannerService",
@@ -62,4 +64,5 @@ REPLAN = Method(
     lambda data: nothing(planner_pb2.ReplanRequest, data),
     lambda plan: planner_pb2.ReplanResponse(plan=_encode_plan(plan)).SerializeToString(),
     lambda data: _decode_plan(parse(planner_pb2.ReplanResponse, data).plan),
+    request_limit_bytes=SMALL_LIMIT_BYTES,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ipaddress
 import os
 import signal
 import sys
@@ -43,7 +44,9 @@ async def serve(
     bound = await server.start(host, port)
     sys.stdout.write(f"listening {host}:{bound}\n")
     sys.stdout.flush()
-    log.info("listening", host=host, port=bound)
+    log.info("listening", host=host, port=bound, tls=server.credentials is not None)
+    if server.credentials is None and not is_loopback(host):
+        log.warning("reachable from other machines without TLS", host=host)
     readiness = asyncio.create_task(_become_ready(server, get_ready))
     watching = asyncio.create_task(_outlive_no_parent(stopping))
     stop = asyncio.create_task(stopping.wait())
@@ -60,6 +63,14 @@ async def serve(
             await let_go()
         await stopped
         log.info("stopped")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on or to call is this machine's alone; names but `localhost` are not."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 async def _become_ready(server: RpcServer, get_ready: Callable[[], Awaitable[None]]) -> None:

@@ -87,11 +87,14 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> TreeMo
         ModelError: the folder holds no decoder, or its weights are broken or not complete.
     """
     transformers_logging.disable_progress_bar()  # stderr holds log lines only
-    options: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
-    options |= {"output_loading_info": True, **gguf_arguments(folder)}
+    options: dict[str, Any] = {"output_loading_info": True, **gguf_arguments(folder)}
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
+        )
     except BROKEN_FILES as error:
+        if "trust_remote_code" in str(error):  # its advice is none that we take
+            raise ModelError(f"{folder}: needs code of its own, which is never run") from error
         raise ModelError(f"{folder}: {error}") from error
     model, found = loaded
     if missing := sorted(found["missing_keys"]):
@@ -126,7 +129,7 @@ def _assemble(
     folder: Path, borrowed: BorrowedDraft, target_folder: Path, dtype: torch.dtype
 ) -> tuple[Any, Tensor, torch.nn.Linear | None]:
     """A draft's layers between its target's embedding and head, the ids of the head's rows, its fusion."""
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config.tie_word_embeddings = False
     # Made in its type rather than cast: the tables of rotary positions stay in fp32.
     model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)

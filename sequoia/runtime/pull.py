@@ -162,7 +162,7 @@ def _write_safetensors(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
     )
     # transformers refuses to save a model that says it was quantised, though its weights are
     # float32 by now: a plain model of the same shape takes them over.
@@ -172,7 +172,10 @@ def _write_safetensors(gguf: Path, folder: Path) -> None:
     plain.load_state_dict(source.state_dict())
     plain.generation_config = source.generation_config
     plain.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, trust_remote_code=False
+    )
+    tokenizer.save_pretrained(folder)
 
 
 def _run(

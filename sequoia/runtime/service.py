@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic
 
+import grpc
 import torch
 
 from sequoia.errors import NotReadyError
@@ -66,6 +67,8 @@ async def serve_worker(
     port: int,
     threads: int,
     batch_limit: int,
+    credentials: grpc.ServerCredentials | None = None,
+    reflection: bool = False,
 ) -> None:
     """Run a worker's process: listen, load the model, serve until stopped.
 
@@ -75,7 +78,7 @@ async def serve_worker(
     """
     if threads:
         torch.set_num_threads(threads)
-    server = RpcServer()
+    server = RpcServer(credentials, reflection=reflection)
     service = WorkerService(server, step)
     device = DeviceThread("device", batch_limit)
 

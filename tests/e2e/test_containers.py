@@ -14,6 +14,7 @@ import pytest
 from sequoia.cli.generate import Answer, ask
 from sequoia.errors import Reason, SequoiaError
 from sequoia.generation import FinishReason, GenerationRequest
+from sequoia.rpc.channel import Endpoint
 from sequoia.settings import SamplingSettings
 from tests.e2e.containers import ROLES, ComposeStack, running_compose_stack
 from tests.e2e.disturbances import cut_off, kill, pause, replace
@@ -63,7 +64,9 @@ async def ask_all(
         if count >= IN_FLIGHT_TOKENS:
             under_way.set()
 
-    asking = [asyncio.create_task(ask(stack.address, request, show)) for request in REQUESTS]
+    asking = [
+        asyncio.create_task(ask(Endpoint(stack.address), request, show)) for request in REQUESTS
+    ]
     await under_way.wait()
     assert not any(task.done() for task in asking)
     await asyncio.to_thread(disturb)
@@ -122,7 +125,7 @@ def test_speculation_runs_and_changes_nothing(stack: ComposeStack) -> None:
         )
         for alone in (False, True)
     )
-    fast, slow = (asyncio.run(ask(stack.address, request)) for request in asked)
+    fast, slow = (asyncio.run(ask(Endpoint(stack.address), request)) for request in asked)
     assert fast.text == slow.text
     assert fast.completion.usage.step_count < slow.completion.usage.step_count
 

@@ -18,8 +18,7 @@ from sequoia.messages import GrowTree, Prefill, ProfileSpec, SessionSettings, St
 from sequoia.rpc.channel import RpcChannel
 from sequoia.rpc.codec import GROW_TREE, PREFILL, PROFILE, VERIFY_TREE
 from sequoia.rpc.errors import RemoteError, from_rpc_error
-from sequoia.rpc.generation_codec import GENERATE
-from sequoia.rpc.server import MESSAGE_LIMIT_BYTES
+from sequoia.rpc.generation_codec import GENERATE, REQUEST_LIMIT_BYTES
 from sequoia.settings import DrawRule, SamplingSettings
 from sequoia.tree import Topology, Tree
 from tests.stack import HOST, Stack, running_stack, take_step
@@ -179,10 +178,10 @@ async def test_bytes_that_are_no_message_are_refused(stack: Stack) -> None:
 async def test_an_oversized_message_is_refused_with_the_limit(stack: Stack) -> None:
     """A message over the limit is RESOURCE_EXHAUSTED and names the limit."""
     with pytest.raises(RemoteError) as raised:
-        await stack.generate(replace(GOOD, text="x" * (MESSAGE_LIMIT_BYTES + 1)))
+        await stack.generate(replace(GOOD, text="x" * (REQUEST_LIMIT_BYTES + 1)))
 
     assert raised.value.reason is Reason.MESSAGE_TOO_LARGE
-    assert raised.value.metadata["limit"] == str(MESSAGE_LIMIT_BYTES)
+    assert raised.value.metadata["limit"] == str(REQUEST_LIMIT_BYTES)
 
 
 @pytest_asyncio.fixture(loop_scope="module")

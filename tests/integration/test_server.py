@@ -9,6 +9,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from structlog.testing import capture_logs
 
 from draft_service.grower import Grower
 from sequoia.errors import Reason
@@ -44,7 +45,7 @@ class Role:
 @pytest.fixture
 async def role() -> AsyncIterator[Role]:
     """A role that listens."""
-    role = Role(RpcServer())
+    role = Role(RpcServer(reflection=True))
     await role.server.start(HOST, 0)
     yield role
     await role.server.kill()
@@ -105,6 +106,39 @@ async def test_reflection_lists_the_services(role: Role) -> None:
         async for reply in stub.ServerReflectionInfo(iter([request])):
             names = {service.name for service in reply.list_services_response.service}
             assert {"sequoia.v1.DraftService", "grpc.health.v1.Health"} <= names
+
+
+async def test_reflection_is_off_unless_asked_for() -> None:
+    """Who has no protos is told nothing; health answers all the same."""
+    server = RpcServer()
+    async with grpc.aio.insecure_channel(f"{HOST}:{await server.start(HOST, 0)}") as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            async for _ in stub.ServerReflectionInfo(iter([request])):
+                pass
+        assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    await server.kill()
+
+
+async def test_a_defect_is_told_in_the_log_alone() -> None:
+    """The caller learns its kind; what it says may hold paths or a prompt."""
+    server = RpcServer()
+    server.add_unary(REPLAN, _defective)
+    channel = RpcChannel(f"{HOST}:{await server.start(HOST, 0)}")
+    with capture_logs() as logs, pytest.raises(RemoteError) as raised:
+        await channel.call(REPLAN, None)
+    assert raised.value.reason is Reason.INTERNAL
+    assert "KeyError" in raised.value.message
+    assert "secret" not in raised.value.message
+    assert "call failed" in [line["event"] for line in logs]
+    await channel.close()
+    await server.kill()
+
+
+async def _defective(_request: None, _context: Context) -> Plan:
+    raise KeyError("secret")
 
 
 @pytest.mark.parametrize("least_ms", [50, 300_000])

@@ -130,6 +130,13 @@ def test_the_number_of_new_tokens_has_a_default_that_fits(
     assert prepared.max_new_tokens == expected
 
 
+def test_the_default_is_no_way_around_the_limit() -> None:
+    """Who does not say how many tokens it wants gets no more than who says."""
+    limits = RequestLimits(CONTEXT, WORDS, max_new_tokens=4, default_new_tokens=10)
+    bounded = PromptReader(word_tokenizer(WORDS), frozenset({END}), limits, lambda: FRESH_SEED)
+    assert bounded.read(request(max_new_tokens=None)).max_new_tokens == 4
+
+
 def test_what_is_on_a_limit_is_allowed() -> None:
     """Limits are limits, not one less."""
     reader().read(

@@ -10,7 +10,9 @@ import typer
 from typer.testing import CliRunner, Result
 
 from sequoia import config
+from sequoia.certificates import write_certificates
 from sequoia.launcher import LaunchOptions
+from sequoia.rpc import role as role_module
 
 ROOT = Path(__file__).parents[2]
 ROLES = ("draft_service", "target_service", "coordinator", "planner")
@@ -23,10 +25,14 @@ FLAGS = {
     ],
     "coordinator": [
         *("--target-address", "--draft-address", "--redis", "--max-new-tokens-limit"),
-        *("--queue-limit", "--queue-seconds"),
+        *("--queue-limit", "--queue-seconds", "--clients", "--client-authority"),
     ],
     "planner": ["--target-address", "--draft-address", "--redis", "--max-nodes"],
 }
+ALL_FLAGS = (
+    *("--host", "--port", "--log-level", "SEQUOIA_PORT"),
+    *("--tls-certificate", "--tls-key", "--tls-authority", "SEQUOIA_TLS_KEY", "--reflection"),
+)
 
 
 def run(role: str, *arguments: str, **environment: str) -> Result:
@@ -49,7 +55,7 @@ def test_every_role_explains_itself(role: str) -> None:
     """`--help` lists the flags with their environment variables."""
     result = run(role, "--help")
     assert result.exit_code == 0, result.output
-    for flag in (*FLAGS[role], "--host", "--port", "--log-level", "SEQUOIA_PORT"):
+    for flag in (*FLAGS[role], *ALL_FLAGS):
         assert flag in result.output
 
 
@@ -171,11 +177,11 @@ def test_a_password_that_cannot_be_read_is_named(role: str, tmp_path: Path) -> N
     """With the option and the file, before anything is started; what is in a file is not shown."""
     options = ["--redis", "redis://h:1", "--draft-address", "h:2"]
     absent = run(role, *options, "--redis-password-file", str(tmp_path / "absent"))
-    assert_refused(absent, "--redis-password-file", "SEQUOIA_REDIS_PASSWORD_FILE", "absent")
+    assert_refused(absent, "--redis-password-file", "absent")
     (file := tmp_path / "password").write_text("s3cret")
     options[1] = "redis://:other@h:1"
     twice = run(role, *options, SEQUOIA_REDIS_PASSWORD_FILE=str(file))
-    assert_refused(twice, "a password already")
+    assert_refused(twice, "--redis-password-file", "a password as well")
     assert "s3cret" not in twice.output
     assert "other" not in twice.output
 
@@ -186,6 +192,72 @@ def test_an_unknown_variable_is_named(role: str) -> None:
     result = run(role, SEQUOIA_DRAFT_ADRESS="localhost:1", SEQUOIA_CACHE="/tmp")  # noqa: S108
     assert_refused(result, "unknown environment variable SEQUOIA_DRAFT_ADRESS")
     assert "SEQUOIA_CACHE" not in result.output
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("option", ["--tls-certificate", "--tls-key", "--tls-authority"])
+def test_a_role_with_half_of_its_tls_files_does_not_start(
+    tmp_path: Path, role: str, option: str
+) -> None:
+    """Rather than without TLS."""
+    write_certificates(tmp_path, [], 30)
+    files = {
+        "--tls-certificate": tmp_path / "draft.crt",
+        "--tls-key": tmp_path / "draft.key",
+        "--tls-authority": tmp_path / "authority.crt",
+    }
+    del files[option]
+    arguments = [word for name, path in files.items() for word in (name, str(path))]
+    if role == "planner":
+        arguments += ["--draft-address", "localhost:1", "--redis", "redis://localhost"]
+    assert_refused(run(role, *arguments), f"error: {option}: is missing beside")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--clients", "/no/such"], "error: --clients: /no/such: No such file"),
+        (["--client-authority", "/no/such"], "error: --client-authority: needs --tls-certificate"),
+        (["--redis-password-file", "/no/such"], "error: --redis-password-file needs --redis"),
+        (
+            ["--redis", "redis://localhost", "--redis-password-file", "/no/such"],
+            "error: --redis-password-file: /no/such: No such file",
+        ),
+    ],
+)
+def test_a_wrong_file_of_the_coordinator_is_named(arguments: list[str], problem: str) -> None:
+    """In one line, before anything is started."""
+    assert_refused(run("coordinator", *arguments), problem)
+
+
+def test_the_password_of_a_wrong_url_is_not_shown() -> None:
+    """By no role, from no flag and no variable."""
+    for role in ("coordinator", "planner"):
+        for result in (
+            run(role, "--redis", ":hunter2@localhost"),
+            run(role, SEQUOIA_REDIS="redis://:hunter2/@localhost"),
+        ):
+            assert_refused(result, "the URL")
+            assert "hunter2" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("host", "is_loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.9.1", True),
+        ("[::1]", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),  # noqa: S104 to be told apart
+        ("::", False),
+        ("10.0.0.1", False),
+        ("localhost.example", False),
+    ],
+)
+def test_only_loopback_is_this_machines_alone(host: str, is_loopback: bool) -> None:
+    """A name could be anyone's."""
+    assert role_module.is_loopback(host) == is_loopback
 
 
 def test_a_flag_comes_before_its_variable() -> None:

@@ -69,7 +69,9 @@ class PassTimer:
         from transformers import AutoConfig
 
         folder = resolve(self._reference)
-        config: Any = AutoConfig.from_pretrained(folder, **gguf_arguments(folder))
+        config: Any = AutoConfig.from_pretrained(
+            folder, trust_remote_code=False, **gguf_arguments(folder)
+        )
         rows = None if self._model.token_ids is None else len(self._model.token_ids)
         return ModelSize.of(config, self._model.dtype.itemsize, rows, self._fused)
 
