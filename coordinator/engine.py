@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import structlog
 
 from coordinator.acceptance import accept, check_grown
 from coordinator.admission import Admission, Demand, Room
+from coordinator.participants import Participants
+from coordinator.probing import PROBE_TREE, Probing
 from coordinator.prompt import PreparedRequest
 from coordinator.sequence import Sequence
-from coordinator.statistics import AcceptanceStatistics
+from coordinator.statistics import AcceptanceStatistics, StepStatistics, deliver
+from coordinator.step import Step, circumstance
 from coordinator.step_ahead import StepAhead
 from coordinator.text import Decode
 from coordinator.workers import SESSION_LOST, TRANSIENT, Worker, WorkerSession
 from sequoia.errors import SequoiaError
 from sequoia.generation import GenerationChunk
 from sequoia.messages import GrownTree, GrowTree, StepHeader, Verdict, VerifyTree
-from sequoia.plans import BUILT_IN_PLAN, Plan, PlanStore, pair_name, request_class
+from sequoia.observations import StepTimes
+from sequoia.plan_store import PlanStore
+from sequoia.plans import BUILT_IN_PLAN, Plan, pair_name, request_class
 from sequoia.rpc.codec import GROW_TREE, VERIFY_TREE
 from sequoia.rpc.method import MESSAGE_LIMIT_BYTES
 from sequoia.rpc.server import STOP_GRACE_SECONDS
 from sequoia.settings import DrawRule
-from sequoia.tree import ROOT_ONLY, Topology, Tree
+from sequoia.tree import Topology, Tree
 
 log = structlog.get_logger(__name__)
 
@@ -32,25 +38,6 @@ FEATURES_LIMIT_BYTES = MESSAGE_LIMIT_BYTES - 2**20  # the rest is for the tokens
 # Of a prompt, in what trees save of a step: a pass reads many at once, and a tree saves part of a pass.
 TOKENS_READ_PER_STEP = 4
 DRAIN_SECONDS = STOP_GRACE_SECONDS + 1.0  # after the grace the server has cut off every call
-
-
-@dataclass(slots=True)
-class Participants:
-    """One request and its sessions on both workers."""
-
-    sequence: Sequence
-    draft: WorkerSession[GrowTree, GrownTree] | None
-    target: WorkerSession[VerifyTree, Verdict]
-    request_class: str
-    may_speculate: bool
-    may_have_features: bool  # the draft reads them, and one message can carry those of all tokens
-    has_features: bool  # the target has been asked for them
-
-    def close_sessions(self) -> None:
-        """Free them on the workers, without waiting for it."""
-        self.target.close()
-        if self.draft:
-            self.draft.close()
 
 
 class Engine:
@@ -67,7 +54,9 @@ class Engine:
         self.draft = draft
         self.target = target
         self.plan: Plan = BUILT_IN_PLAN
-        self.statistics = AcceptanceStatistics()
+        self.acceptance = AcceptanceStatistics()
+        self.steps = StepStatistics()
+        self._probing = Probing()
         self.admission = admission
         self._draft_room = Room(lambda: draft.info if draft else None)
         self._target_room = Room(lambda: target.info)
@@ -94,12 +83,13 @@ class Engine:
                     if self._stopping:
                         yield one.sequence.cancel()
                         break
-                    grown, verdict = await ahead.take()
+                    step = await ahead.take()
                     acceptance = accept(
-                        grown, verdict, request.settings, one.sequence.root_position
+                        step.grown, step.verdict, request.settings, one.sequence.root_position
                     )
-                    self.statistics.record(one.request_class, acceptance.trials)
-                    one.sequence.commit(grown, verdict, acceptance)
+                    self.acceptance.record(one.request_class, acceptance.trials)
+                    self.steps.record(step, len(acceptance.tokens))
+                    one.sequence.commit(step.grown, step.verdict, acceptance)
                     if one.sequence.finish_reason is None:
                         await ahead.begin()  # the workers go on while the text is written
                     yield one.sequence.show()
@@ -130,8 +120,8 @@ class Engine:
             log.info("plan in force", version=plan.version, trees=len(plan.trees))
 
     async def deliver_statistics(self, store: PlanStore) -> None:
-        """Hand acceptance counts to the planner; never ends."""
-        await self.statistics.deliver(store, lambda: self.pair)
+        """Hand what was counted to the planner; never ends."""
+        await deliver((self.acceptance, self.steps), store, lambda: self.pair)
 
     @property
     def pair(self) -> str:
@@ -147,7 +137,7 @@ class Engine:
         sequence = Sequence(request, self._decode)
         alone = Demand(len(request.prompt_token_ids), request.max_new_tokens, 1)
         self._target_room.check(alone)
-        largest = max((len(tree.parents) for tree in self.plan.trees), default=1)
+        largest = max(PROBE_TREE.node_count, *(len(tree.parents) for tree in self.plan.trees))
         with_trees = replace(alone, tree_tokens=largest)
         may_speculate = (
             self.draft is not None
@@ -169,8 +159,10 @@ class Engine:
         request = sequence.request
         name = request_class(request.settings.sampling.temperature, request.settings.draw_rule)
         may_have = may_speculate and self._features_fit(request)
+        is_probe = may_speculate and self._probing.begins(self.plan, name, self.active_count)
         # Where no tree is grown they would only cost time; a request can still ask for them later.
-        grows_trees = self._planned_topology(name).node_count > 1
+        planned = self.plan.tree_for(name, self.active_count)
+        grows_trees = is_probe or (planned is not None and len(planned.parents) > 1)
         has_features = may_have and grows_trees and _reads_features(self.draft)
         settings = replace(request.settings, with_features=has_features)
         session_id = sequence.session_id
@@ -180,6 +172,7 @@ class Engine:
             WorkerSession(self.target, VERIFY_TREE, session_id, settings, sequence.prefilled),
             name,
             may_speculate,
+            is_probe,
             may_have,
             has_features,
         )
@@ -193,27 +186,30 @@ class Engine:
         log.info("request too long for its features", tokens=tokens, feature_size=size)
         return False
 
-    def _topology(self, one: Participants) -> Topology:
-        """The tree that the plan has for this class and load, no deeper than tokens are wanted."""
-        if not one.may_speculate:
-            return ROOT_ONLY
-        planned = self._planned_topology(one.request_class)
-        return planned.truncated(one.sequence.remaining_count)
-
-    def _planned_topology(self, name: str) -> Topology:
-        planned = self.plan.tree_for(name, self.active_count)
-        return planned.topology if planned else ROOT_ONLY
-
-    async def _step(self, one: Participants) -> tuple[GrownTree, Verdict]:
+    async def _step(self, one: Participants) -> Step:
         """A tree, and the target's word on it."""
-        grown = await self._grow(one)
-        return grown, await self._verify(one, grown)
+        plan = self.plan
+        planned = plan.tree_for(one.request_class, self.active_count)
+        disturbances, prefix_length = one.disturbance_count, one.sequence.root_position
+        started = time.perf_counter()
+        grown = await self._grow(one, one.topology(planned))
+        verdict = await self._verify(one, grown)
+        times = StepTimes(
+            time.perf_counter() - started,
+            grown.device_seconds,
+            verdict.device_seconds,
+            verdict.batch_size,
+            prefix_length,
+        )
+        node_count = grown.tree.topology.node_count
+        was_disturbed = one.disturbance_count > disturbances
+        happened = circumstance(planned, one.request_class, node_count, was_disturbed)
+        return Step(grown, verdict, plan.version, happened, times)
 
-    async def _grow(self, one: Participants) -> GrownTree:
-        """A tree from the draft; the root alone when the plan says so or the draft is not there."""
+    async def _grow(self, one: Participants, topology: Topology) -> GrownTree:
+        """A tree from the draft; the root alone when that was asked for or the draft is not there."""
         sequence = one.sequence
         alone = GrownTree(Tree.root_only(sequence.root_token_id))
-        topology = self._topology(one)
         if topology.node_count == 1 or not one.draft or not one.draft.worker.is_available:
             return alone
         with_features = _reads_features(one.draft.worker)

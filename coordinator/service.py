@@ -21,7 +21,7 @@ from coordinator.quota import NO_LIMITS, Client
 from coordinator.workers import Compatibility, Worker
 from sequoia.errors import NotReadyError
 from sequoia.generation import GenerationChunk, GenerationRequest
-from sequoia.plans import PlanStore
+from sequoia.plan_store import PlanStore
 from sequoia.rpc.call import request_id
 from sequoia.rpc.generation_codec import GENERATE
 from sequoia.rpc.server import Context, RpcServer

@@ -1,27 +1,37 @@
-"""Acceptance statistics on their way to the planner."""
+"""What the coordinator counts for the planner, and how it gets to Redis."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 import structlog
 from redis.exceptions import RedisError
 
 from coordinator.acceptance import Trial
-from sequoia.plans import RANK_LIMIT, AcceptanceCounts, PlanStore
+from coordinator.step import Step
+from sequoia.observations import Circumstance, StepsByCircumstance, StepSums
+from sequoia.plans import BUILT_IN_PLAN, RANK_LIMIT, AcceptanceCounts
 
 log = structlog.get_logger(__name__)
 
 FLUSH_SECONDS = 1.0
 
 
-class AcceptanceStatistics:
-    """Counts trials and accepts per child rank, and hands them to Redis now and then.
+class Store(Protocol):
+    """What is needed of `sequoia.plans.PlanStore`."""
 
-    While Redis is away the counts wait here; they are bounded by nature, a few numbers per class.
-    """
+    async def add_counts(self, pair: str, counts: Mapping[str, AcceptanceCounts]) -> None:
+        """Add counts by request class."""
+
+    async def add_steps(self, pair: str, version: int, steps: StepsByCircumstance) -> None:
+        """Add sums over the steps under a plan's version."""
+
+
+class AcceptanceStatistics:
+    """Trials and accepts per child rank; bounded by nature, a few numbers per class."""
 
     def __init__(self) -> None:
         self._trials: dict[str, list[int]] = defaultdict(lambda: [0] * RANK_LIMIT)
@@ -47,24 +57,76 @@ class AcceptanceStatistics:
         self._accepts.clear()
         return counts
 
-    def give_back(self, counts: dict[str, AcceptanceCounts]) -> None:
+    def give_back(self, counts: Mapping[str, AcceptanceCounts]) -> None:
         """Keep counts that could not be delivered."""
         for name, count in counts.items():
             for rank in range(RANK_LIMIT):
                 self._trials[name][rank] += count.trials[rank]
                 self._accepts[name][rank] += count.accepts[rank]
 
-    async def deliver(
-        self, store: PlanStore, pair: Callable[[], str], interval_seconds: float = FLUSH_SECONDS
-    ) -> None:
-        """Hand the counts to Redis now and then, under the name of the pair in use; never ends."""
-        while True:
-            await asyncio.sleep(interval_seconds)
-            counts = self.take()
-            if not counts:
-                continue
-            try:
-                await store.add_counts(pair(), counts)
-            except (RedisError, OSError) as error:
-                log.debug("statistics wait for redis", error=str(error))
-                self.give_back(counts)
+    async def hand_over(self, store: Store, pair: str) -> None:
+        """Add the counts to the store's; they stay here when it is away."""
+        counts = self.take()
+        if not counts:
+            return
+        try:
+            await store.add_counts(pair, counts)
+        except (RedisError, OSError):
+            self.give_back(counts)
+            raise
+
+
+class StepStatistics:
+    """Sums over steps by plan version and circumstance; a version is forgotten once delivered."""
+
+    def __init__(self) -> None:
+        self._steps: dict[int, dict[Circumstance, StepSums]] = {}
+
+    def record(self, step: Step, token_count: int) -> None:
+        """Add a step that yielded so many tokens, unless no planner had a say in it."""
+        if step.circumstance is None or step.plan_version == BUILT_IN_PLAN.version:
+            return
+        steps = self._steps.setdefault(step.plan_version, {})
+        sums = steps.get(step.circumstance)
+        if sums is None:
+            sums = steps[step.circumstance] = StepSums()
+        sums.record(token_count, step.times)
+
+    def take(self) -> dict[int, dict[Circumstance, StepSums]]:
+        """All sums since the last take, by plan version."""
+        steps, self._steps = self._steps, {}
+        return steps
+
+    def give_back(self, version: int, steps: StepsByCircumstance) -> None:
+        """Keep sums that could not be delivered."""
+        kept = self._steps.setdefault(version, {})
+        for circumstance, sums in steps.items():
+            kept.setdefault(circumstance, StepSums()).add(sums)
+
+    async def hand_over(self, store: Store, pair: str) -> None:
+        """Add the sums to the store's; those that it has not taken stay here when it is away."""
+        waiting = self.take()
+        try:
+            for version in sorted(waiting):
+                await store.add_steps(pair, version, waiting[version])
+                del waiting[version]
+        except (RedisError, OSError):
+            for version, steps in waiting.items():
+                self.give_back(version, steps)
+            raise
+
+
+async def deliver(
+    statistics: Iterable[AcceptanceStatistics | StepStatistics],
+    store: Store,
+    pair: Callable[[], str],
+    interval_seconds: float = FLUSH_SECONDS,
+) -> None:
+    """Hand statistics to Redis now and then, under the name of the pair in use; never ends."""
+    while True:
+        await asyncio.sleep(interval_seconds)
+        try:
+            for one in statistics:
+                await one.hand_over(store, pair())
+        except (RedisError, OSError) as error:
+            log.debug("statistics wait for redis", error=str(error))

@@ -183,6 +183,7 @@ class WorkerSession(Generic[Request, Reply]):
     ) -> None:
         self.worker = worker
         self.waited_seconds = 0.0
+        self.disturbance_count = 0  # prefills and repeated calls, which make a step longer
         self._on_opened = on_opened
         self._method = method
         self._session_id = session_id
@@ -252,6 +253,7 @@ class WorkerSession(Generic[Request, Reply]):
             try:
                 return await attempt()
             except SequoiaError as error:
+                self.disturbance_count += 1
                 if error.reason in SESSION_LOST and losses < SESSION_LOSS_LIMIT:
                     losses += 1
                     continue
@@ -267,6 +269,7 @@ class WorkerSession(Generic[Request, Reply]):
             if self._was_opened:
                 log.info("session rebuilt", role=self.worker.role, step=state.step)
             self._was_opened = True
+            self.disturbance_count += 1
             prefill = Prefill(
                 self._session_id, state.token_ids, state.step, self._settings, state.features
             )

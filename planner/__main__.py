@@ -21,7 +21,7 @@ def main(
     port: config.Port = 50054,
     max_nodes: config.MaxNodes = None,
     max_levels: config.MaxLevels = None,
-    replan_interval: config.ReplanSeconds = 5.0,
+    replan_interval: config.ReplanSeconds = 1.0,
     redis_password_file: security_options.RedisPasswordFile = None,
     log_level: config.LogLevelOption = config.LogLevel.INFO,
     tls_certificate: security_options.TlsCertificate = None,

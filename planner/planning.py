@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from planner.measurements import Measurements
 from planner.scope import largest_tree
 from planner.solver import choose
-from sequoia.plans import GREEDY, REQUEST_CLASSES, PlannedTree
+from sequoia.plans import GREEDY, PlannedTree
 
 # Acceptance is an estimate, and so are times: a smaller predicted gain may be a loss.
 LEAST_SPEEDUP = 1.1
@@ -28,27 +28,27 @@ def plan_trees(
 
     Args:
         measurements: times of the workers, and the largest tree that they take.
-        vectors: acceptance probabilities a_1..a_k of every request class.
+        vectors: acceptance probabilities a_1..a_k by request class, of those to plan for.
         max_levels: most levels of a tree, root included.
 
     Raises:
         ValueError: a bad vector, or limits out of range.
-        KeyError: a request class without a vector.
     """
     return tuple(
-        _plan_tree(measurements, name, vectors[name], batch_size, max_levels)
-        for name in REQUEST_CLASSES
+        plan_tree(measurements, name, vector, batch_size, max_levels)
+        for name, vector in vectors.items()
         for batch_size in measurements.batch_sizes
     )
 
 
-def _plan_tree(
+def plan_tree(
     measurements: Measurements,
     name: str,
     vector: Sequence[float],
     batch_size: int,
     max_levels: int,
 ) -> PlannedTree:
+    """The tree for one class of requests at one measured load; arguments as of `plan_trees`."""
     latency = measurements.latency(batch_size, samples=name != GREEDY)
     largest = largest_tree(measurements.max_nodes, measurements.pass_nodes, batch_size)
     choice = choose(vector, latency, largest, max_levels)

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import grpc
 import structlog
 from redis.exceptions import RedisError
 
-from planner.estimator import PRIOR, distance, estimate
+from planner.accuracy import Accuracy
+from planner.deliberation import Deliberation
 from planner.found_worker import FoundWorker, find
 from planner.measurements import Measurements, Times
-from planner.planning import plan_trees
+from planner.observer import Observer
 from planner.profiler import profile
-from planner.scope import Scope, scope_for
+from planner.reporting import report
+from planner.scope import scope_for
 from sequoia.errors import NotReadyError, SequoiaError
-from sequoia.plans import REQUEST_CLASSES, Plan, PlanError, PlanStore, pair_name
+from sequoia.plan_store import PlanStore
+from sequoia.planner_report import Report
+from sequoia.plans import Plan, PlanError, PlannedTree, pair_name
 from sequoia.rpc.channel import RpcChannel
-from sequoia.rpc.planner_codec import GET_PLAN, REPLAN
+from sequoia.rpc.planner_codec import GET_PLAN, GET_REPORT, REPLAN
 from sequoia.rpc.server import Context, RpcServer
 from sequoia.tasks import end_tasks
 
 log = structlog.get_logger(__name__)
 
 WAIT_SECONDS = 0.5  # between looks as long as there is no plan
-PRIOR_WEIGHT = 50.0  # nodes that the prior stands for at each rank
-MOVED = 0.03  # change of a probability that is worth a new plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +40,8 @@ class PlannerSettings:
     redis_url: str = field(repr=False)  # may hold a password
     max_nodes: int | None = None  # None: by the target's placement
     max_levels: int | None = None
-    replan_seconds: float = 5.0
+    replan_seconds: float = 1.0
     credentials: grpc.ChannelCredentials | None = None  # to show to the workers
-
-
-@dataclass(frozen=True, slots=True)
-class Basis:
-    """What a plan rests on."""
-
-    measurements: Measurements
-    vectors: Mapping[str, tuple[float, ...]]  # a_1..a_k by request class
-    max_levels: int
-
-    def departs_from(self, published: Basis | None) -> str:
-        """Why a new plan is due if the last one rests on `published`; empty when none is."""
-        if published is None:
-            return "first plan"
-        if self.measurements is not published.measurements:
-            return "measured anew"
-        moves = (distance(published.vectors[name], self.vectors[name]) for name in self.vectors)
-        return "estimates moved" if max(moves) > MOVED else ""
 
 
 class PlannerService:
@@ -70,13 +53,17 @@ class PlannerService:
         self._draft = RpcChannel(settings.draft_address, settings.credentials)
         self._target = RpcChannel(settings.target_address, settings.credentials)
         self._store = PlanStore(settings.redis_url)
-        self._measured: tuple[str, Measurements] | None = None  # on which instances
-        self._published: Basis | None = None
+        self._instances = ""  # of the workers that were measured
+        self._observer: Observer | None = None
+        self._deliberation: Deliberation | None = None
+        self._planned_by: Deliberation | None = None  # the plan in force
+        self._accuracy = Accuracy()  # of that plan
         self._has_plan = asyncio.Event()
         self._lock = asyncio.Lock()  # one measurement at a time
         self._looking: asyncio.Task[None] | None = None
         server.add_unary(GET_PLAN, self._get_plan)
         server.add_unary(REPLAN, self._replan)
+        server.add_unary(GET_REPORT, self._get_report)
 
     async def get_ready(self) -> None:
         """Begin to look after the plan; return when the first one is published."""
@@ -96,13 +83,19 @@ class PlannerService:
             raise NotReadyError("no plan has been published yet")
         return self.plan
 
+    async def _get_report(self, _request: None, _context: Context) -> Report:
+        if self.plan is None or self._planned_by is None:
+            raise NotReadyError("no plan has been published yet")
+        return report(self.plan, self._planned_by, self._accuracy)
+
     async def _replan(self, _request: None, _context: Context) -> Plan:
         try:
             async with self._lock:
                 draft, target = await find(self._draft), await find(self._target)
-                measurements = await self._measure(draft, target)
-                basis = await self._basis(draft, target, measurements)
-                return await self._publish(basis, "asked for")
+                observer, deliberation = await self._measure(draft, target)
+                await observer.look(deliberation, self.plan)
+                trees = await asyncio.to_thread(deliberation.plan)
+                return await self._publish(trees, observer, deliberation, "asked for")
         except (RedisError, OSError) as error:
             raise NotReadyError(f"Redis is unavailable: {error}") from error
 
@@ -130,50 +123,37 @@ class PlannerService:
         """
         async with self._lock:
             draft, target = await find(self._draft), await find(self._target)
-            if self._measured and self._measured[0] == _instances(draft, target):
-                measurements = self._measured[1]
+            if not self._observer or not self._deliberation or self._are_new(draft, target):
+                observer, deliberation = await self._measure(draft, target)
             else:
-                measurements = await self._measure(draft, target)
-            basis = await self._basis(draft, target, measurements)
-            cause = basis.departs_from(self._published) or await self._loss()
-            if cause:
-                await self._publish(basis, cause)
+                observer, deliberation = self._observer, self._deliberation
+            await observer.look(deliberation, self.plan)
+            if self.plan is None or self._planned_by is not deliberation:
+                trees = await asyncio.to_thread(deliberation.plan)
+                cause = "measured anew" if self.plan else "first plan"
+                await self._publish(trees, observer, deliberation, cause)
+            elif revision := await asyncio.to_thread(deliberation.revision, self.plan.trees):
+                await self._publish(revision.trees, observer, deliberation, revision.cause)
+            elif cause := await self._loss():
+                await self._publish(self.plan.trees, observer, deliberation, cause)
 
-    async def _measure(self, draft: FoundWorker, target: FoundWorker) -> Measurements:
-        log.info("measuring", draft=draft.info.model, target=target.info.model)
-        measurements = await profile(draft, target, self._scope(target))
-        self._measured = _instances(draft, target), measurements
-        log.info(
-            "measured",
-            target_ms=_table(measurements.target_ms),
-            draft_ms=_table(measurements.draft_ms),
-            overheads_ms={
-                f"{batch} {'sampled' if samples else 'greedy'}": (
-                    round(overhead.plain_ms, 2),
-                    round(overhead.tree_ms, 2),
-                )
-                for (batch, samples), overhead in measurements.overheads.items()
-            },
-        )
-        return measurements
+    def _are_new(self, draft: FoundWorker, target: FoundWorker) -> bool:
+        return self._instances != _instances(draft, target)
 
-    async def _basis(
-        self, draft: FoundWorker, target: FoundWorker, measurements: Measurements
-    ) -> Basis:
-        vectors = await self._estimate(draft, target)
-        return Basis(measurements, vectors, self._scope(target).max_levels)
-
-    def _scope(self, target: FoundWorker) -> Scope:
-        return scope_for(target.info, self.settings.max_nodes, self.settings.max_levels)
-
-    async def _estimate(
+    async def _measure(
         self, draft: FoundWorker, target: FoundWorker
-    ) -> dict[str, tuple[float, ...]]:
+    ) -> tuple[Observer, Deliberation]:
+        """Measure the workers, and think about them afresh; counts of the same models are kept."""
+        log.info("measuring", draft=draft.info.model, target=target.info.model)
+        scope = scope_for(target.info, self.settings.max_nodes, self.settings.max_levels)
+        measurements = await profile(draft, target, scope)
         pair = pair_name(draft.info, target.info)
-        return {
-            name: estimate(await self._store.read_counts(pair, name), PRIOR, PRIOR_WEIGHT)
-            for name in REQUEST_CLASSES
-        }
+        if self._observer is None or self._observer.pair != pair:
+            self._observer = Observer(self._store, pair)
+        self._deliberation = Deliberation(measurements, scope.max_levels, self._observer.memories)
+        self._instances = _instances(draft, target)
+        _log_measurements(measurements)
+        return self._observer, self._deliberation
 
     async def _loss(self) -> str:
         """Why what Redis holds must be replaced; empty while it holds a plan."""
@@ -183,12 +163,16 @@ class PlannerService:
             log.warning("plan refused", error=str(error))
             return "plan overwritten"
 
-    async def _publish(self, basis: Basis, cause: str) -> Plan:
-        trees = await asyncio.to_thread(
-            plan_trees, basis.measurements, basis.vectors, basis.max_levels
-        )
+    async def _publish(
+        self,
+        trees: tuple[PlannedTree, ...],
+        observer: Observer,
+        deliberation: Deliberation,
+        cause: str,
+    ) -> Plan:
         plan = await self._store.publish(trees, after=self.plan.version if self.plan else 0)
-        self.plan, self._published = plan, basis
+        self.plan, self._planned_by, self._accuracy = plan, deliberation, observer.accuracy
+        self._accuracy.begin(plan.trees)
         self._has_plan.set()
         log.info("plan published", version=plan.version, cause=cause, trees=_summary(plan))
         return plan
@@ -196,6 +180,21 @@ class PlannerService:
 
 def _instances(draft: FoundWorker, target: FoundWorker) -> str:
     return f"{draft.info.instance_id} {target.info.instance_id}"
+
+
+def _log_measurements(measurements: Measurements) -> None:
+    log.info(
+        "measured",
+        target_ms=_table(measurements.target_ms),
+        draft_ms=_table(measurements.draft_ms),
+        overheads_ms={
+            f"{batch} {'sampled' if samples else 'greedy'}": (
+                round(overhead.plain_ms, 2),
+                round(overhead.tree_ms, 2),
+            )
+            for (batch, samples), overhead in measurements.overheads.items()
+        },
+    )
 
 
 def _table(times: Times) -> dict[int, dict[int, float]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -59,7 +60,12 @@ def frontier(vector: Sequence[float], max_nodes: int, max_levels: int) -> Fronti
         ValueError: a bad vector, or limits out of range.
     """
     _require_limits(max_nodes, max_levels)
-    return Frontier(require_vector(vector), max_nodes, max_levels)
+    return _frontier(require_vector(vector), max_nodes, max_levels)
+
+
+@lru_cache(maxsize=4)  # every load of a class is planned for from the same one
+def _frontier(vector: tuple[float, ...], max_nodes: int, max_levels: int) -> Frontier:
+    return Frontier(vector, max_nodes, max_levels)
 
 
 def choose(

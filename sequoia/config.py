@@ -104,6 +104,15 @@ Address = Annotated[
         help="HOST:PORT of a running system; without it one is started and ended again.",
     ),
 ]
+PlannerAddress = Annotated[
+    str,
+    typer.Option(
+        "--address",
+        envvar="SEQUOIA_PLANNER_ADDRESS",
+        callback=read_address,
+        help="HOST:PORT of the planner; `sequoia up` prints it.",
+    ),
+]
 RedisUrl = Annotated[
     str | None,
     typer.Option(

@@ -12,6 +12,7 @@ from sequoia.cli.distill import distill
 from sequoia.cli.generate import generate
 from sequoia.cli.models import models_app
 from sequoia.cli.plan import plan
+from sequoia.cli.planner import planner_app
 from sequoia.cli.token import token
 from sequoia.cli.tree import tree
 from sequoia.cli.up import up
@@ -42,6 +43,7 @@ app.command()(widen)
 app.command()(certs)
 app.command()(token)
 app.add_typer(models_app)
+app.add_typer(planner_app)
 app.add_typer(bench_app)
 
 

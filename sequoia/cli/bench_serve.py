@@ -22,7 +22,8 @@ from sequoia.cli.bench_prompts import PromptTokens, read_prompt_tokens
 from sequoia.cli.session import quiet_system, say
 from sequoia.generation import GenerationRequest
 from sequoia.launcher import LaunchOptions, LocalSystem
-from sequoia.plans import Plan, PlannedTree, PlanStore, request_class
+from sequoia.plan_store import PlanStore
+from sequoia.plans import Plan, PlannedTree, request_class
 from sequoia.runtime.catalogue import default_draft
 from sequoia.settings import DrawRule, SamplingSettings
 

@@ -36,7 +36,8 @@ def up(
 ) -> None:
     """Run Redis, planner, both workers and the coordinator until Ctrl-C or SIGTERM.
 
-    Prints `ready HOST:PORT` on stdout when Generate can be served; logs go to stderr.
+    Prints `ready HOST:PORT` on stdout when Generate can be served, and `planner HOST:PORT`, which
+    `sequoia planner` asks; logs go to stderr.
     """
     interrupt_on_terminate()
     configure_logging("launcher", log_level)
@@ -64,6 +65,8 @@ def up(
         fetch_models(options)
         with LocalSystem(options) as system:
             typer.echo(f"ready {system.address}")
+            if system.planner:
+                typer.echo(f"planner {system.planner.address}")
             threading.Event().wait()
     except (LaunchError, EmbeddedValkeyError) as error:
         config.fail(str(error))

@@ -56,6 +56,10 @@ class GenerationServiceServicer:
         Requests start in order of arrival as the workers have room for them. RESOURCE_EXHAUSTED: too
         many wait already, or this one has waited too long. INVALID_ARGUMENT: it could never fit.
         UNAVAILABLE: the server was stopped before the request's turn.
+
+        Where clients have tokens, each call carries one as metadata, `authorization: Bearer TOKEN`.
+        UNAUTHENTICATED: none, or an unknown one. RESOURCE_EXHAUSTED with the reason CLIENT_LIMIT_REACHED: the
+        client does as much as it may, and can try again `retry_after_seconds` later.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

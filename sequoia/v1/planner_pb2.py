@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sequoia/v1/planner.proto\x12\nsequoia.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n\x0eGetPlanRequest\"1\n\x0fGetPlanResponse\x12\x1e\n\x04plan\x18\x01 \x01(\x0b\x32\x10.sequoia.v1.Plan\"\x0f\n\rReplanRequest\"0\n\x0eReplanResponse\x12\x1e\n\x04plan\x18\x01 \x01(\x0b\x32\x10.sequoia.v1.Plan\"p\n\x04Plan\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x05trees\x18\x03 \x03(\x0b\x32\x17.sequoia.v1.PlannedTree\"\xd0\x01\n\x0bPlannedTree\x12\x15\n\rrequest_class\x18\x01 \x01(\t\x12\x12\n\nbatch_size\x18\x02 \x01(\r\x12\x16\n\x0eparent_indices\x18\x03 \x03(\x05\x12 \n\x18\x65xpected_tokens_per_step\x18\x04 \x01(\x01\x12#\n\x1bpredicted_seconds_per_token\x18\x05 \x01(\x01\x12\x37\n/predicted_seconds_per_token_without_speculation\x18\x06 \x01(\x01\x32\x95\x01\n\x0ePlannerService\x12\x42\n\x07GetPlan\x12\x1a.sequoia.v1.GetPlanRequest\x1a\x1b.sequoia.v1.GetPlanResponse\x12?\n\x06Replan\x12\x19.sequoia.v1.ReplanRequest\x1a\x1a.sequoia.v1.ReplanResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18sequoia/v1/planner.proto\x12\nsequoia.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x10\n\x0eGetPlanRequest\"1\n\x0fGetPlanResponse\x12\x1e\n\x04plan\x18\x01 \x01(\x0b\x32\x10.sequoia.v1.Plan\"\x0f\n\rReplanRequest\"0\n\x0eReplanResponse\x12\x1e\n\x04plan\x18\x01 \x01(\x0b\x32\x10.sequoia.v1.Plan\"p\n\x04Plan\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x05trees\x18\x03 \x03(\x0b\x32\x17.sequoia.v1.PlannedTree\"\xd0\x01\n\x0bPlannedTree\x12\x15\n\rrequest_class\x18\x01 \x01(\t\x12\x12\n\nbatch_size\x18\x02 \x01(\r\x12\x16\n\x0eparent_indices\x18\x03 \x03(\x05\x12 \n\x18\x65xpected_tokens_per_step\x18\x04 \x01(\x01\x12#\n\x1bpredicted_seconds_per_token\x18\x05 \x01(\x01\x12\x37\n/predicted_seconds_per_token_without_speculation\x18\x06 \x01(\x01\"\x12\n\x10GetReportRequest\"\xc5\x01\n\x11GetReportResponse\x12\x1e\n\x04plan\x18\x01 \x01(\x0b\x32\x10.sequoia.v1.Plan\x12\x31\n\testimates\x18\x02 \x03(\x0b\x32\x1e.sequoia.v1.AcceptanceEstimate\x12\x31\n\x0cmeasurements\x18\x03 \x03(\x0b\x32\x1b.sequoia.v1.TreeMeasurement\x12*\n\x0btime_ratios\x18\x04 \x03(\x0b\x32\x15.sequoia.v1.TimeRatio\"\x90\x01\n\x12\x41\x63\x63\x65ptanceEstimate\x12\x15\n\rrequest_class\x18\x01 \x01(\t\x12\x12\n\nnode_count\x18\x02 \x01(\x01\x12\x13\n\x0bshift_count\x18\x03 \x01(\x04\x12\x12\n\ndispersion\x18\x04 \x01(\x01\x12\x12\n\nacceptance\x18\x05 \x03(\x01\x12\x12\n\ndeviations\x18\x06 \x03(\x01\"\xb4\x01\n\x0fTreeMeasurement\x12\x12\n\nstep_count\x18\x01 \x01(\x04\x12\x18\n\x10other_step_count\x18\x02 \x01(\x04\x12\x17\n\x0ftokens_per_step\x18\x03 \x01(\x01\x12\x19\n\x11seconds_per_token\x18\x04 \x01(\x01\x12\x19\n\x11sessions_per_pass\x18\x05 \x01(\x01\x12\x15\n\rprefix_length\x18\x06 \x01(\x01\x12\r\n\x05\x63\x61use\x18\x07 \x01(\t\"a\n\tTimeRatio\x12\x0c\n\x04part\x18\x01 \x01(\t\x12\x12\n\nbatch_size\x18\x02 \x01(\r\x12\x10\n\x08has_tree\x18\x03 \x01(\x08\x12\r\n\x05ratio\x18\x04 \x01(\x01\x12\x11\n\tdeviation\x18\x05 \x01(\x01\x32\xdf\x01\n\x0ePlannerService\x12\x42\n\x07GetPlan\x12\x1a.sequoia.v1.GetPlanRequest\x1a\x1b.sequoia.v1.GetPlanResponse\x12?\n\x06Replan\x12\x19.sequoia.v1.ReplanRequest\x1a\x1a.sequoia.v1.ReplanResponse\x12H\n\tGetReport\x12\x1c.sequoia.v1.GetReportRequest\x1a\x1d.sequoia.v1.GetReportResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,6 +44,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PLAN']._serialized_end=321
   _globals['_PLANNEDTREE']._serialized_start=324
   _globals['_PLANNEDTREE']._serialized_end=532
-  _globals['_PLANNERSERVICE']._serialized_start=535
-  _globals['_PLANNERSERVICE']._serialized_end=684
+  _globals['_GETREPORTREQUEST']._serialized_start=534
+  _globals['_GETREPORTREQUEST']._serialized_end=552
+  _globals['_GETREPORTRESPONSE']._serialized_start=555
+  _globals['_GETREPORTRESPONSE']._serialized_end=752
+  _globals['_ACCEPTANCEESTIMATE']._serialized_start=755
+  _globals['_ACCEPTANCEESTIMATE']._serialized_end=899
+  _globals['_TREEMEASUREMENT']._serialized_start=902
+  _globals['_TREEMEASUREMENT']._serialized_end=1082
+  _globals['_TIMERATIO']._serialized_start=1084
+  _globals['_TIMERATIO']._serialized_end=1181
+  _globals['_PLANNERSERVICE']._serialized_start=1184
+  _globals['_PLANNERSERVICE']._serialized_end=1407
 # @@protoc_insertion_point(module_scope)

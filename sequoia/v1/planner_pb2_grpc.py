@@ -46,6 +46,11 @@ class PlannerServiceStub:
                 request_serializer=sequoia_dot_v1_dot_planner__pb2.ReplanRequest.SerializeToString,
                 response_deserializer=sequoia_dot_v1_dot_planner__pb2.ReplanResponse.FromString,
                 _registered_method=True)
+        self.GetReport = channel.unary_unary(
+                '/sequoia.v1.PlannerService/GetReport',
+                request_serializer=sequoia_dot_v1_dot_planner__pb2.GetReportRequest.SerializeToString,
+                response_deserializer=sequoia_dot_v1_dot_planner__pb2.GetReportResponse.FromString,
+                _registered_method=True)
 
 
 class PlannerServiceServicer:
@@ -67,6 +72,14 @@ class PlannerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetReport(self, request, context):
+        """GetReport returns the plan in force, the estimates behind it, and its predictions beside what was
+        measured.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PlannerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -79,6 +92,11 @@ def add_PlannerServiceServicer_to_server(servicer, server):
                     servicer.Replan,
                     request_deserializer=sequoia_dot_v1_dot_planner__pb2.ReplanRequest.FromString,
                     response_serializer=sequoia_dot_v1_dot_planner__pb2.ReplanResponse.SerializeToString,
+            ),
+            'GetReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReport,
+                    request_deserializer=sequoia_dot_v1_dot_planner__pb2.GetReportRequest.FromString,
+                    response_serializer=sequoia_dot_v1_dot_planner__pb2.GetReportResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -137,6 +155,33 @@ class PlannerService:
             '/sequoia.v1.PlannerService/Replan',
             sequoia_dot_v1_dot_planner__pb2.ReplanRequest.SerializeToString,
             sequoia_dot_v1_dot_planner__pb2.ReplanResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sequoia.v1.PlannerService/GetReport',
+            sequoia_dot_v1_dot_planner__pb2.GetReportRequest.SerializeToString,
+            sequoia_dot_v1_dot_planner__pb2.GetReportResponse.FromString,
             options,
             channel_credentials,
             insecure,

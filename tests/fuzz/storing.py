@@ -9,7 +9,8 @@ from typing import Any
 
 import redis.asyncio as redis
 
-from sequoia.plans import PLAN_CHANNEL, PLAN_KEY, VERSION_KEY, PlanError, PlanStore
+from sequoia.plan_store import PLAN_CHANNEL, PLAN_KEY, VERSION_KEY, PlanStore
+from sequoia.plans import PlanError
 from sequoia.tasks import end_tasks
 from tests.fuzz.inputs import PLAN, plans
 from tests.fuzz.mutation import CHUNKS, damaged

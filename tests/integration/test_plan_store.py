@@ -12,9 +12,11 @@ import redis
 from redis.exceptions import RedisError
 from structlog.testing import capture_logs
 
-from sequoia import embedded_valkey, plans
+from sequoia import embedded_valkey, plan_store
 from sequoia.embedded_valkey import EmbeddedValkey
-from sequoia.plans import RANK_LIMIT, AcceptanceCounts, Plan, PlanError, PlannedTree, PlanStore
+from sequoia.observations import SUM_NAMES, Circumstance, StepKind, StepSums, StepTimes
+from sequoia.plan_store import PlanStore
+from sequoia.plans import RANK_LIMIT, AcceptanceCounts, Plan, PlanError, PlannedTree
 from sequoia.tasks import end_tasks
 
 SMALL = (PlannedTree("greedy", 1, (-1, 0), 1.6, 0.01, 0.02),)
@@ -89,7 +91,7 @@ async def test_followers_see_the_stored_plan_and_every_announced_one(
     store: PlanStore, found: list[Plan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The announcement is enough: no look of the follower's own is needed."""
-    monkeypatch.setattr(plans, "POLL_SECONDS", 10 * SECONDS)
+    monkeypatch.setattr(plan_store, "POLL_SECONDS", 10 * SECONDS)
     published = [await store.publish(SMALL)]
     await until(lambda: found == published)
     published.append(await store.publish(LARGE))
@@ -100,9 +102,9 @@ async def test_a_plan_whose_announcement_was_lost_is_found(
     store: PlanStore, found: list[Plan], by_hand: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A follower looks by itself now and then."""
-    monkeypatch.setattr(plans, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(plan_store, "POLL_SECONDS", 0.05)
     plan = Plan(40, 1_700_000_000.0, SMALL)
-    by_hand.set(plans.PLAN_KEY, plan.to_json())
+    by_hand.set(plan_store.PLAN_KEY, plan.to_json())
     await until(lambda: found == [plan])
 
 
@@ -114,10 +116,10 @@ async def test_garbage_is_logged_and_kept_out(
     good = await store.publish(SMALL)
     await until(lambda: found == [good])
     with capture_logs() as logs:
-        by_hand.set(plans.PLAN_KEY, garbage)
-        by_hand.publish(plans.PLAN_CHANNEL, "9")
+        by_hand.set(plan_store.PLAN_KEY, garbage)
+        by_hand.publish(plan_store.PLAN_CHANNEL, "9")
         await until(lambda: logs)
-        by_hand.publish(plans.PLAN_CHANNEL, "9")
+        by_hand.publish(plan_store.PLAN_CHANNEL, "9")
         with pytest.raises(PlanError):
             await store.read()
         better = await store.publish(LARGE)
@@ -130,8 +132,8 @@ async def test_a_key_of_another_type_is_no_plan(
     store: PlanStore, found: list[Plan], by_hand: redis.Redis
 ) -> None:
     """A list where the plan should be is garbage as well, and is replaced by the next plan."""
-    by_hand.rpush(plans.PLAN_KEY, "a", "b")
-    by_hand.set(plans.VERSION_KEY, "many")
+    by_hand.rpush(plan_store.PLAN_KEY, "a", "b")
+    by_hand.set(plan_store.VERSION_KEY, "many")
     with pytest.raises(PlanError, match="WRONGTYPE"):
         await store.read()
     plan = await store.publish(SMALL, after=4)
@@ -197,3 +199,74 @@ async def test_counts_that_are_none_read_as_nothing(store: PlanStore, by_hand: r
     by_hand.set("sequoia:acceptance:pair:flat", "no hash")
     assert await store.read_counts("pair", "greedy") == counts((10, 6))
     assert await store.read_counts("pair", "flat") == AcceptanceCounts()
+
+
+PLANNED = Circumstance("greedy", 2, StepKind.PLANNED)
+CUT = Circumstance("flat-seeded", 16, StepKind.CUT)
+STEPS_KEY = "sequoia:steps:pair:7"
+
+
+def steps(count: int) -> StepSums:
+    """Steps of 40 ms that yield two tokens each."""
+    sums = StepSums()
+    for _ in range(count):
+        sums.record(2, StepTimes(0.040, 0.005, 0.030, 3, 100))
+    return sums
+
+
+async def test_steps_add_up(store: PlanStore) -> None:
+    """Sums of several coordinators, per pair of models, version and circumstance."""
+    await store.add_steps("pair", 7, {PLANNED: steps(3), CUT: steps(1)})
+    await store.add_steps("pair", 7, {PLANNED: steps(2)})
+    await store.add_steps("pair", 8, {PLANNED: steps(9)})
+    read = await store.read_steps("pair", 7)
+    assert set(read) == {PLANNED, CUT}
+    for name in SUM_NAMES:
+        assert getattr(read[PLANNED], name) == pytest.approx(getattr(steps(5), name))
+    assert (await store.read_steps("pair", 8))[PLANNED].count == 9
+    assert await store.read_steps("other", 7) == {}
+
+
+async def test_steps_that_are_none_read_as_nothing(store: PlanStore, by_hand: redis.Redis) -> None:
+    """Unknown circumstances and sums are left out, impossible numbers read as 0."""
+    await store.add_steps("pair", 7, {PLANNED: steps(3)})
+    garbage: dict[bytes | str, str | float] = {
+        "greedy:2:planned:tokens": "many",
+        "greedy:2:planned:target_seconds": "nan",
+        "greedy:2:planned:colour": 5,
+        "nobody:2:planned:count": 5,
+        "greedy:2:" + "x" * 5000 + ":count": 5,
+        b"\xff:1:planned:count": 5,
+        "note": "hello",
+    }
+    for field, value in garbage.items():
+        by_hand.hset(STEPS_KEY, field, value)
+    by_hand.set("sequoia:steps:pair:8", "no hash")
+    read = await store.read_steps("pair", 7)
+    assert set(read) == {PLANNED}
+    assert (read[PLANNED].count, read[PLANNED].tokens, read[PLANNED].target_seconds) == (3, 0, 0)
+    assert await store.read_steps("pair", 8) == {}
+
+
+async def test_garbage_holds_nothing_up(store: PlanStore, by_hand: redis.Redis) -> None:
+    """What cannot be added to it is given up, the rest is added once, and the log says so."""
+    by_hand.hset(STEPS_KEY, "greedy:2:planned:tokens", "many")
+    by_hand.set("sequoia:steps:pair:8", "no hash")
+    by_hand.hset("sequoia:acceptance:pair:greedy", "trials:1", "many")
+    with capture_logs() as logs:
+        await store.add_steps("pair", 7, {PLANNED: steps(3)})
+        await store.add_steps("pair", 8, {PLANNED: steps(3)})
+        await store.add_counts("pair", {"greedy": counts((10, 6), (4, 1))})
+    assert {entry["event"] for entry in logs} == {"statistics refused"}
+    assert (await store.read_steps("pair", 7))[PLANNED].count == 3
+    assert (await store.read_counts("pair", "greedy")).trials[:2] == (0, 4)
+
+
+async def test_what_is_stored_is_forgotten_in_the_end(
+    store: PlanStore, by_hand: redis.Redis
+) -> None:
+    """Sums of an old plan, and counts of models that nobody uses."""
+    await store.add_steps("pair", 7, {PLANNED: steps(3)})
+    await store.add_counts("pair", {"greedy": counts((10, 6))})
+    for key, longest in ((STEPS_KEY, 3600), ("sequoia:acceptance:pair:greedy", 31 * 86400)):
+        assert 0 < int(str(by_hand.ttl(key))) <= longest

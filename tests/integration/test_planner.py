@@ -19,14 +19,16 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
+from planner.estimator import PRIOR
 from planner.service import PlannerService, PlannerSettings
 from sequoia import embedded_valkey
 from sequoia.embedded_valkey import EmbeddedValkey
 from sequoia.errors import Reason, SequoiaError
 from sequoia.generation import GenerationRequest
-from sequoia.plans import REQUEST_CLASSES, Plan, PlannedTree, PlanStore
+from sequoia.plan_store import PlanStore
+from sequoia.plans import REQUEST_CLASSES, Plan, PlannedTree
 from sequoia.rpc.channel import RpcChannel
-from sequoia.rpc.planner_codec import GET_PLAN, REPLAN
+from sequoia.rpc.planner_codec import GET_PLAN, GET_REPORT, REPLAN
 from sequoia.rpc.server import RpcServer
 from sequoia.runtime.worker import WorkerLimits
 from sequoia.settings import SamplingSettings
@@ -80,6 +82,13 @@ class RunningPlanner:
 
     async def replan(self) -> Plan:
         return await self.channel.call(REPLAN, None, timeout=SECONDS)
+
+    async def has_seen(self, request_class: str, nodes: int) -> bool:
+        """Whether the planner has counted so many nodes of a class."""
+        report = await self.channel.call(GET_REPORT, None, timeout=SECONDS)
+        return any(
+            one.request_class == request_class and one.node_count >= nodes for one in report.classes
+        )
 
     async def version_is_above(self, version: int) -> bool:
         return self.service.plan is not None and self.service.plan.version > version
@@ -203,10 +212,14 @@ async def test_replanning_gives_a_higher_version(
     assert any(entry["event"] == "measured" for entry in logs)
 
 
-async def test_what_was_accepted_changes_the_next_plan(
+async def test_what_was_accepted_changes_the_estimates_and_with_them_the_plan(
     pair: tuple[Path, Path], valkey: EmbeddedValkey
 ) -> None:
-    """A draft that agrees more than assumed raises the estimate of its class, and no other."""
+    """A draft that agrees more than assumed raises the estimate of its class, and no other.
+
+    Whether another tree then is faster depends on the times that this machine shows; a plan that
+    follows is a faster one.
+    """
     async with (
         running_stack(*pair, redis_url=valkey.url) as stack,
         running_planner(stack.target, stack.draft, valkey.url) as planner,
@@ -217,15 +230,19 @@ async def test_what_was_accepted_changes_the_next_plan(
         with capture_logs() as logs:
             for _ in range(3):
                 await stack.generate(request(300))
-            await until(lambda: planner.version_is_above(before.version))
-        after = await planner.plan()
+            await until(lambda: planner.has_seen("greedy", 500))
+        report = await planner.channel.call(GET_REPORT, None, timeout=SECONDS)
+    estimates = {one.request_class: one for one in report.classes}
+    assert estimates["greedy"].vector[0] > PRIOR[0] + 0.05
+    assert estimates["flat"].node_count == 0
+    assert estimates["flat"].vector[: len(PRIOR)] == pytest.approx(PRIOR)
     causes = {entry["cause"] for entry in logs if entry["event"] == "plan published"}
-    assert causes == {"estimates moved"}
-    old, new = (plan.tree_for("greedy", 1) for plan in (before, after))
-    assert old
-    assert new
-    assert new.predicted_seconds_per_token < old.predicted_seconds_per_token
-    assert before.tree_for("flat", 1) == after.tree_for("flat", 1)
+    assert causes <= {"faster trees", "predictions renewed"}
+    if causes == {"faster trees"}:
+        old, new = (plan.tree_for("greedy", 1) for plan in (before, report.plan))
+        assert old
+        assert new
+        assert new.predicted_seconds_per_token < old.predicted_seconds_per_token
 
 
 async def test_a_planner_waits_for_workers_and_measures_restarted_ones_anew(

@@ -15,7 +15,8 @@ from structlog.testing import capture_logs
 
 from sequoia.certificates import write_certificates
 from sequoia.embedded_valkey import EmbeddedValkey
-from sequoia.plans import PlannedTree, PlanStore
+from sequoia.plan_store import PlanStore
+from sequoia.plans import PlannedTree
 from sequoia.redis_url import with_password
 from sequoia.tasks import end_tasks
 from tests.stack import HOST

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from coordinator.acceptance import Trial
-from coordinator.statistics import AcceptanceStatistics
+from coordinator.statistics import AcceptanceStatistics, StepStatistics, deliver
+from coordinator.step import Step
+from sequoia.messages import GrownTree, Verdict
+from sequoia.observations import Circumstance, StepKind, StepsByCircumstance, StepTimes
 from sequoia.plans import RANK_LIMIT, AcceptanceCounts
+from sequoia.tree import Tree
 
 
 def counts_of(*trials: Trial) -> AcceptanceCounts:
@@ -28,16 +33,25 @@ class Store:
 
     def __init__(self, away: int = 0) -> None:
         self.delivered: list[tuple[str, dict[str, AcceptanceCounts]]] = []
+        self.steps: list[tuple[str, int, dict[Circumstance, float]]] = []
         self.failures = 0
         self.arrived = asyncio.Event()
         self._away = away
 
-    async def add_counts(self, pair: str, counts: dict[str, AcceptanceCounts]) -> None:
+    async def add_counts(self, pair: str, counts: Mapping[str, AcceptanceCounts]) -> None:
+        self._answer()
+        self.delivered.append((pair, dict(counts)))
+        self.arrived.set()
+
+    async def add_steps(self, pair: str, version: int, steps: StepsByCircumstance) -> None:
+        self._answer()
+        self.steps.append((pair, version, {key: sums.count for key, sums in steps.items()}))
+        self.arrived.set()
+
+    def _answer(self) -> None:
         if self.failures < self._away:
             self.failures += 1
             raise RedisConnectionError("nobody listens")
-        self.delivered.append((pair, counts))
-        self.arrived.set()
 
 
 @pytest.mark.parametrize(
@@ -113,9 +127,9 @@ def test_counts_given_back_join_the_new_ones() -> None:
     assert first(statistics.take()["greedy"], 2) == ((2, 1), (1, 1))
 
 
-async def delivered(store: Store, statistics: AcceptanceStatistics) -> None:
+async def delivered(store: Store, statistics: AcceptanceStatistics | StepStatistics) -> None:
     """Deliver until something has arrived."""
-    task = asyncio.create_task(statistics.deliver(store, lambda: "pair", interval_seconds=0))  # type: ignore[arg-type]
+    task = asyncio.create_task(deliver([statistics], store, lambda: "pair", interval_seconds=0))
     await asyncio.wait_for(store.arrived.wait(), 10)
     task.cancel()
 
@@ -138,3 +152,35 @@ async def test_counts_wait_while_redis_is_away() -> None:
     await delivered(store, statistics)
     assert store.failures == 3
     assert [first(counts["greedy"], 1) for _, counts in store.delivered] == [((1,), (1,))]
+
+
+PLANNED = Circumstance("greedy", 1, StepKind.PLANNED)
+
+
+def step(version: int) -> Step:
+    """A step under a plan."""
+    times = StepTimes(0.03, 0.0, 0.02, 1, 10)
+    return Step(GrownTree(Tree.root_only(5)), Verdict((6,)), version, PLANNED, times)
+
+
+async def test_steps_wait_while_redis_is_away() -> None:
+    """They are delivered once it is back, each plan's apart and none twice."""
+    store, statistics = Store(away=3), StepStatistics()
+    for version in (4, 4, 5):
+        statistics.record(step(version), 1)
+    await delivered(store, statistics)
+    while len(store.steps) < 2:
+        await delivered(store, statistics)
+    assert store.failures == 3
+    assert store.steps == [("pair", 4, {PLANNED: 2}), ("pair", 5, {PLANNED: 1})]
+    assert statistics.take() == {}
+
+
+def test_steps_given_back_join_the_new_ones() -> None:
+    """Nothing is lost while Redis is away."""
+    statistics = StepStatistics()
+    statistics.record(step(4), 1)
+    taken = statistics.take()
+    statistics.record(step(4), 1)
+    statistics.give_back(4, taken[4])
+    assert statistics.take()[4][PLANNED].count == 2

@@ -11,7 +11,8 @@ from typing import Self
 
 from sequoia.bench.errors import BenchmarkError
 from sequoia.generation import FinishReason, GenerationRequest
-from sequoia.plans import REQUEST_CLASSES, PlannedTree, PlanStore
+from sequoia.plan_store import PlanStore
+from sequoia.plans import REQUEST_CLASSES, PlannedTree
 from sequoia.rpc.channel import RpcChannel
 from sequoia.rpc.generation_codec import GENERATE
 from sequoia.settings import SamplingSettings
