@@ -192,7 +192,11 @@ async def test_chunks_are_no_larger_than_a_pass_may_be(
     others = [await started(worker.prefill(prefill(f"s{n}", 81))) for n in range(3)]
     model.let_all_go()
     await asyncio.gather(first, *others)
-    assert model.chunks[1:] == [[33] * 3, [33] * 3, [14] * 3]
+    # Who gathers in time is the scheduler's to say; what they share is not.
+    together = model.chunks[1:]
+    assert sum(map(sum, together)) == 3 * 80
+    assert max(map(sum, together)) <= 100
+    assert max(map(len, together)) > 1
 
 
 async def test_chunks_leave_what_one_pass_would(worker: Verifier, model: TimedModel) -> None:
