@@ -105,7 +105,7 @@ async def settled(stack: Stack, planner: RunningPlanner) -> int:
 async def test_a_plan_follows_traffic_that_shifts(
     pair: tuple[Path, Path], valkey: EmbeddedValkey
 ) -> None:
-    """When the draft no longer agrees its tree shrinks, and the text stays what it was."""
+    """When the draft no longer agrees its tree becomes shallower, and the text stays what it was."""
     async with running_system(pair, valkey.url) as (stack, planner):
         version = await settled(stack, planner)
         large = (await planner.plan()).tree_for("greedy", 1)
@@ -120,7 +120,7 @@ async def test_a_plan_follows_traffic_that_shifts(
     assert large
     assert small
     assert small.expected_tokens_per_step < 0.7 * large.expected_tokens_per_step
-    assert small.topology.node_count < large.topology.node_count
+    assert small.topology.level_count < large.topology.level_count
     assert [entry["event"] for entry in logs].count("traffic shifted") >= 1
     assert greedy.shift_count >= 1
 
