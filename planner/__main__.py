@@ -21,6 +21,7 @@ def main(
     port: config.Port = 50054,
     max_nodes: config.MaxNodes = None,
     max_levels: config.MaxLevels = None,
+    max_batch_size: config.MaxBatchSize = None,
     replan_interval: config.ReplanSeconds = 1.0,
     redis_password_file: security_options.RedisPasswordFile = None,
     log_level: config.LogLevelOption = config.LogLevel.INFO,
@@ -50,6 +51,7 @@ def main(
         redis_url(redis, redis_password_file),
         max_nodes,
         max_levels,
+        max_batch_size,
         replan_interval,
         credentials.channel,
     )

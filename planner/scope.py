@@ -48,7 +48,12 @@ def largest_tree(max_nodes: int, pass_nodes: int | None, batch_size: int) -> int
     return max_nodes if pass_nodes is None else max(min(max_nodes, pass_nodes // batch_size), 1)
 
 
-def scope_for(target: WorkerInfo, max_nodes: int | None, max_levels: int | None) -> Scope:
+def scope_for(
+    target: WorkerInfo,
+    max_nodes: int | None,
+    max_levels: int | None,
+    max_batch_size: int | None,
+) -> Scope:
     """The scope for a target; limits that the operator has not set follow from its placement.
 
     Where every pass streams the weights a large tree costs little more than a small one, and what
@@ -63,5 +68,14 @@ def scope_for(target: WorkerInfo, max_nodes: int | None, max_levels: int | None)
     pass_nodes = target.node_limit if is_streamed else None
     if target.pass_seconds < SLOW_SECONDS:
         times_steps = target.pass_seconds < SHORT_SECONDS
-        return Scope(nodes, levels, pass_nodes=pass_nodes, times_steps=times_steps)
-    return Scope(nodes, levels, (1, 4), 16, 4, pass_nodes, times_steps=False)
+        loads = _up_to(max_batch_size, (1, 2, 4, 8, 16))
+        return Scope(nodes, levels, loads, pass_nodes=pass_nodes, times_steps=times_steps)
+    loads = _up_to(max_batch_size, (1, 4))
+    return Scope(nodes, levels, loads, 16, 4, pass_nodes, times_steps=False)
+
+
+def _up_to(most: int | None, loads: tuple[int, ...]) -> tuple[int, ...]:
+    """The loads that are no larger than `most`, and `most` itself where that is between them."""
+    if most is None or most >= loads[-1]:
+        return loads
+    return (*(load for load in loads if load < most), most)

@@ -40,6 +40,7 @@ class PlannerSettings:
     redis_url: str = field(repr=False)  # may hold a password
     max_nodes: int | None = None  # None: by the target's placement
     max_levels: int | None = None
+    max_batch_size: int | None = None
     replan_seconds: float = 1.0
     credentials: grpc.ChannelCredentials | None = None  # to show to the workers
 
@@ -145,7 +146,8 @@ class PlannerService:
     ) -> tuple[Observer, Deliberation]:
         """Measure the workers, and think about them afresh; counts of the same models are kept."""
         log.info("measuring", draft=draft.info.model, target=target.info.model)
-        scope = scope_for(target.info, self.settings.max_nodes, self.settings.max_levels)
+        limits = self.settings
+        scope = scope_for(target.info, limits.max_nodes, limits.max_levels, limits.max_batch_size)
         measurements = await profile(draft, target, scope)
         pair = pair_name(draft.info, target.info)
         if self._observer is None or self._observer.pair != pair:

@@ -309,6 +309,15 @@ MaxLevels = Annotated[
         help="Most levels that a plan may choose. Default: 8; for a target that is offloaded, 24.",
     ),
 ]
+MaxBatchSize = Annotated[
+    int | None,
+    typer.Option(
+        envvar="SEQUOIA_MAX_BATCH_SIZE",
+        min=1,
+        help="Most requests side by side that are planned for; beyond, the plan for so many serves. "
+        "Measuring takes as long for each size. Default: 16; for a target that is offloaded, 4.",
+    ),
+]
 ReplanSeconds = Annotated[
     float,
     typer.Option(

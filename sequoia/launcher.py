@@ -48,6 +48,7 @@ class LaunchOptions:
         placement: of the target; None leaves it to the target's own default.
         device_memory: bytes for the target on its device; None for most of what is free.
         host_memory: bytes of the host for a target that is streamed to a GPU.
+        max_batch_size: most requests side by side that the planner plans for; None leaves it to the planner.
         replan_seconds: between the planner's looks at the statistics; None leaves it to the planner.
         tls: what all roles show and trust; None runs without TLS.
         client_authority: whose certificates clients must show.
@@ -64,6 +65,7 @@ class LaunchOptions:
     device: str = "auto"
     log_level: str = "info"
     threads: int = 0
+    max_batch_size: int | None = None
     replan_seconds: float | None = None
     placement: str | None = None
     device_memory: int | None = None
@@ -80,6 +82,15 @@ class LaunchOptions:
                 "--placement": self.placement,
                 "--device-memory": self.device_memory,
                 "--host-memory": self.host_memory,
+            }
+        )
+
+    def planning(self) -> list[str]:
+        """The planner's flags."""
+        return _flags(
+            {
+                "--max-batch-size": self.max_batch_size,
+                "--replan-interval": self.replan_seconds,
             }
         )
 
@@ -305,11 +316,8 @@ class LocalSystem:
         draft.wait_until_listening()
         workers = ["--target-address", target.address, "--draft-address", draft.address]
         self._say("starting the planner and the coordinator")
-        replan = (
-            ["--replan-interval", str(options.replan_seconds)] if options.replan_seconds else []
-        )
         self.planner = self._launch(
-            "planner", [*common, *workers, *replan], redis_url=self.redis_url
+            "planner", [*common, *workers, *options.planning()], redis_url=self.redis_url
         )
         self.coordinator = self._launch(
             "coordinator",

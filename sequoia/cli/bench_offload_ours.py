@@ -55,6 +55,7 @@ class Ours:
             dtype=self.dtype,
             device=DEVICE,
             threads=self.threads,
+            max_batch_size=1,  # texts are written one at a time
             replan_seconds=LOOK_SECONDS,
             placement=Placement.OFFLOAD,
             device_memory=device_memory,

@@ -95,6 +95,7 @@ class PeersBenchmark:
             dtype=dtype,
             device=device,
             threads=conditions.threads,
+            max_batch_size=1,  # texts are written one at a time
             replan_seconds=HELD_SECONDS,
         )
         with quiet_system(options) as system:

@@ -44,6 +44,7 @@ def demo(
         placement=placement,
         device_memory=device_memory,
         host_memory=host_memory,
+        max_batch_size=1,  # there is one request
     )
     try:
         with quiet_system(options) as system:

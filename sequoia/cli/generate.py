@@ -121,6 +121,7 @@ def generate(
             placement=placement,
             device_memory=device_memory,
             host_memory=host_memory,
+            max_batch_size=1,  # there is one request
         )
         show = _silent if as_json else show_text
         if address:

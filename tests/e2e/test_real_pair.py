@@ -22,6 +22,7 @@ PROMPTS = 20
 NEW_TOKENS = 64
 IN_FLIGHT = 8
 TIE = 1e-3
+GENERATED_EVERY = 5  # a text of transformers takes several times as long as checking one
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -38,6 +39,7 @@ class Reference:
     def __init__(self, folder: Path) -> None:
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.end: int = self.model.generation_config.eos_token_id
 
     def inputs(self, prompt: str) -> torch.Tensor:
         """Token ids of a user message, `[1, tokens]`."""
@@ -55,12 +57,16 @@ class Reference:
         tokens: list[int] = output[0, ids.shape[1] :].tolist()
         return tokens
 
-    def lead(self, prompt: str, tokens: list[int], other: int) -> float:
-        """How far the most likely token is ahead of `other` after prompt and tokens."""
+    def leads(self, prompt: str, tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """How far the most likely token is ahead of each of `tokens`, and of the second likeliest.
+
+        Both `[tokens]`, after the prompt and the tokens before.
+        """
         ids = torch.cat([self.inputs(prompt), torch.tensor([tokens], dtype=torch.long)], dim=1)
         with torch.inference_mode():
-            logits = self.model(ids).logits[0, -1]
-        return float(logits.max() - logits[other])
+            logits = self.model(ids).logits[0, -len(tokens) - 1 : -1]
+        best, second = logits.topk(2).values.T
+        return best - logits.gather(-1, ids[0, -len(tokens) :, None])[:, 0], best - second
 
 
 async def generate_all(stack: Stack) -> list[list[int]]:
@@ -80,7 +86,10 @@ async def generate_all(stack: Stack) -> list[list[int]]:
 
 
 async def test_greedy_text_is_the_one_of_transformers() -> None:
-    """20 prompts x 64 tokens equal `transformers.generate`, ties aside, which are listed."""
+    """Every token of 20 texts is the most likely one after those before it, ties aside.
+
+    `transformers.generate` writes the same by itself; where that is compared, texts without a tie are equal.
+    """
     torch.set_num_threads(2)
     target = resolve(TARGET)
     draft = default_draft(TARGET)
@@ -89,15 +98,16 @@ async def test_greedy_text_is_the_one_of_transformers() -> None:
         ours = await generate_all(stack)
     reference = Reference(target)
 
-    ties = []
-    for prompt, tokens in zip(prompts(), ours, strict=True):
-        expected = reference.generate(prompt)
-        if tokens == expected:
+    tied = []
+    for index, (prompt, tokens) in enumerate(zip(prompts(), ours, strict=True)):
+        assert len(tokens) == NEW_TOKENS or tokens[-1] == reference.end
+        over_ours, over_second = reference.leads(prompt, tokens)
+        assert over_ours.max() < TIE, f"{prompt[:40]!r}: not the likeliest at {over_ours.argmax()}"
+        if over_second.min() < TIE:
+            tied.append(f"{prompt[:40]!r}: {float(over_second.min()):.2e} apart")
             continue
-        place = next(
-            i for i, pair in enumerate(zip(tokens, expected, strict=False)) if len(set(pair)) > 1
-        )
-        lead = reference.lead(prompt, expected[:place], tokens[place])
-        ties.append(f"{prompt[:40]!r} at token {place}: {lead:.2e} apart")
-        assert lead < TIE, f"not a tie: {ties[-1]}"
-    print(f"{PROMPTS - len(ties)} of {PROMPTS} identical; ties: {ties}")  # noqa: T201 listed with -s
+        assert not over_ours.any()
+        if index % GENERATED_EVERY == 0:
+            assert tokens == reference.generate(prompt)
+    print(f"{PROMPTS - len(tied)} of {PROMPTS} without a tie; tied: {tied}")  # noqa: T201 listed with -s
+    assert len(tied) < PROMPTS / 4

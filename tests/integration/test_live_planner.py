@@ -15,8 +15,6 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from planner import service
-from planner.scope import Scope
 from sequoia.embedded_valkey import EmbeddedValkey
 from sequoia.errors import Reason, SequoiaError
 from sequoia.messages import GrownTree
@@ -31,6 +29,7 @@ from tests.integration.test_planner import (
     WORDS,
     RunningPlanner,
     in_force,
+    one_load,
     pair,
     request,
     running_planner,
@@ -39,15 +38,9 @@ from tests.integration.test_planner import (
 )
 from tests.stack import DraftRole, Stack, TargetRole, running_stack
 
-__all__ = ["pair", "valkey"]
+__all__ = ["one_load", "pair", "valkey"]
 
-pytestmark = pytest.mark.timeout(240)
-
-
-@pytest.fixture(autouse=True)
-def one_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trees are planned for requests that run alone; measuring other loads takes most of a minute."""
-    monkeypatch.setattr(service, "scope_for", lambda *_: Scope(8, 4, (1,)))
+pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("one_load")]
 
 
 @asynccontextmanager
@@ -254,7 +247,7 @@ async def test_the_command_shows_and_watches(
         async with asyncio.timeout(SECONDS):
             while seen < 3:
                 seen += (await watching.stdout.readline()).startswith(b"plan ")
-        watching.send_signal(signal.SIGINT)
+        watching.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(watching.wait(), SECONDS) == 130
 
 

@@ -19,7 +19,9 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
+from planner import service as planner_service
 from planner.estimator import PRIOR
+from planner.scope import Scope
 from planner.service import PlannerService, PlannerSettings
 from sequoia import embedded_valkey
 from sequoia.embedded_valkey import EmbeddedValkey
@@ -63,6 +65,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
+def one_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trees for requests that run alone, by the times of passes: where those pay, a tree is planned."""
+    scope = Scope(8, 4, (1,), times_steps=False)
+    monkeypatch.setattr(planner_service, "scope_for", lambda *_: scope)
+
+
+@pytest.fixture
 def valkey(monkeypatch: pytest.MonkeyPatch) -> Iterator[EmbeddedValkey]:
     """A server that comes back on its port when it is started again."""
     with EmbeddedValkey() as server:
@@ -101,7 +110,8 @@ async def running_planner(
     """Start a planner as its process does, with small limits and short intervals."""
     addresses = f"{HOST}:{target.port}", f"{HOST}:{draft.port}"
     server = RpcServer()
-    service = PlannerService(server, PlannerSettings(*addresses, redis_url, 8, 4, 0.1))
+    settings = PlannerSettings(*addresses, redis_url, max_nodes=8, max_levels=4, replan_seconds=0.1)
+    service = PlannerService(server, settings)
     channel = RpcChannel(f"{HOST}:{await server.start(HOST, 0)}")
 
     async def become_ready() -> None:
@@ -191,6 +201,7 @@ async def test_plans_are_swapped_between_the_steps_of_a_request(
     await store.close()
 
 
+@pytest.mark.usefixtures("one_load")
 async def test_replanning_gives_a_higher_version(
     pair: tuple[Path, Path], valkey: EmbeddedValkey
 ) -> None:
@@ -212,6 +223,7 @@ async def test_replanning_gives_a_higher_version(
     assert any(entry["event"] == "measured" for entry in logs)
 
 
+@pytest.mark.usefixtures("one_load")
 async def test_what_was_accepted_changes_the_estimates_and_with_them_the_plan(
     pair: tuple[Path, Path], valkey: EmbeddedValkey
 ) -> None:
@@ -245,6 +257,7 @@ async def test_what_was_accepted_changes_the_estimates_and_with_them_the_plan(
         assert new.predicted_seconds_per_token < old.predicted_seconds_per_token
 
 
+@pytest.mark.usefixtures("one_load")
 async def test_a_planner_waits_for_workers_and_measures_restarted_ones_anew(
     pair: tuple[Path, Path], valkey: EmbeddedValkey
 ) -> None:
@@ -274,6 +287,7 @@ async def test_a_planner_waits_for_workers_and_measures_restarted_ones_anew(
     await draft.kill()
 
 
+@pytest.mark.usefixtures("one_load")
 async def test_a_planner_outlives_redis(pair: tuple[Path, Path], valkey: EmbeddedValkey) -> None:
     """Redis may be away at the start and lose everything later: when it is back, so is the plan."""
     valkey.stop()

@@ -278,7 +278,7 @@ def test_sizes_double_up_to_the_limit(largest: int, sizes: tuple[int, ...]) -> N
 def test_a_streamed_target_is_measured_up_to_large_trees_with_few_passes() -> None:
     """Seconds a pass: a handful of sizes and two loads, so that a plan is there in minutes."""
     streamed = replace(INFO, placement="offload", pass_seconds=9.0)
-    scope = scope_for(streamed, None, None)
+    scope = scope_for(streamed, None, None, None)
     assert (scope.max_nodes, scope.max_levels) == (1024, 24)
     assert scope.node_counts(1024) == (1, 16, 64, 256, 1024)
     assert scope.batch_sizes == (1, 4)
@@ -286,11 +286,28 @@ def test_a_streamed_target_is_measured_up_to_large_trees_with_few_passes() -> No
 
 def test_a_target_on_its_device_is_measured_as_finely_as_before() -> None:
     """Also where the operator's limits stand."""
-    assert scope_for(INFO, None, None) == Scope(64, 8)
-    long_passes = scope_for(replace(INFO, pass_seconds=0.2), None, None)
+    assert scope_for(INFO, None, None, None) == Scope(64, 8)
+    long_passes = scope_for(replace(INFO, pass_seconds=0.2), None, None, None)
     assert long_passes == Scope(64, 8, times_steps=False)
-    limited = scope_for(replace(INFO, placement="offload", node_limit=300), 32, 4)
-    assert limited == Scope(32, 4, pass_nodes=300)
+    limited = scope_for(replace(INFO, placement="offload", node_limit=300), 32, 4, 2)
+    assert limited == Scope(32, 4, (1, 2), pass_nodes=300)
+
+
+@pytest.mark.parametrize(
+    ("most", "short", "long"),
+    [
+        (1, (1,), (1,)),
+        (3, (1, 2, 3), (1, 3)),
+        (4, (1, 2, 4), (1, 4)),
+        (64, (1, 2, 4, 8, 16), (1, 4)),
+    ],
+)
+def test_loads_end_at_the_operators_limit(
+    most: int, short: tuple[int, ...], long: tuple[int, ...]
+) -> None:
+    """The limit itself is measured, and no load beyond it."""
+    assert scope_for(INFO, None, None, most).batch_sizes == short
+    assert scope_for(replace(INFO, pass_seconds=9.0), None, None, most).batch_sizes == long
 
 
 async def test_slow_workers_get_the_time_that_their_passes_take() -> None:
@@ -310,7 +327,7 @@ async def test_slow_passes_are_measured_within_the_memory_of_one() -> None:
         served(FakeWorker(lambda batch, nodes: 0.002)) as draft,
         served(target, slow) as at_target,
     ):
-        measured = await profile(draft, at_target, scope_for(slow, None, None))
+        measured = await profile(draft, at_target, scope_for(slow, None, None, None))
     assert set(measured.target_ms) == {(1, 1), (1, 16), (1, 64), (1, 256), (1, 300)} | {
         (4, 1),
         (4, 16),

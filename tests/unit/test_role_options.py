@@ -125,11 +125,23 @@ def test_a_wrong_placement_is_named(flag: str, value: str) -> None:
     assert_refused(run("target_service", flag, value), flag)
 
 
+@pytest.mark.parametrize("flag", ["--max-nodes", "--max-levels", "--max-batch-size"])
+def test_a_wrong_limit_of_the_planner_is_named(flag: str) -> None:
+    """None of them may be nothing."""
+    assert_refused(run("planner", flag, "0"), flag)
+
+
 def test_a_system_hands_the_placement_to_its_target() -> None:
     """What is not chosen is left to the target's own default."""
     assert LaunchOptions("t").placing() == []
     chosen = LaunchOptions("t", placement=config.Placement.OFFLOAD, device_memory=2**30)
     assert chosen.placing() == ["--placement", "offload", "--device-memory", "1073741824"]
+
+
+def test_a_system_hands_its_limits_to_the_planner() -> None:
+    """A system for one request need not be measured at other loads."""
+    assert LaunchOptions("t").planning() == []
+    assert LaunchOptions("t", max_batch_size=1).planning() == ["--max-batch-size", "1"]
 
 
 @pytest.mark.parametrize(
