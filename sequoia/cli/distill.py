@@ -84,6 +84,15 @@ def distill(
             "--no-features", help="A draft that reads tokens alone, not the target's features."
         ),
     ] = False,
+    beginning: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="DRAFT",
+            help="A draft for the same target to begin with. Its layers must be the first of "
+            "--layers; those behind them add nothing at first.",
+        ),
+    ] = None,
     unseen: Annotated[
         Path | None,
         typer.Option(
@@ -124,6 +133,7 @@ def distill(
             width,
             vocab_size,
             not no_features,
+            None if beginning is None else _reference(beginning),
             tuple(prompts or ()),
             tuple(text or ()),
             unseen,
@@ -170,10 +180,10 @@ def _distill(order: Order, budget: Budget, place: Place, device: str) -> list[Ju
         return make(order, budget, place, choose_device(device), command, display)
 
 
-def _reference(target: str) -> str:
-    """A target as it is kept with the run: a folder by its whole path."""
-    path = Path(target).expanduser()
-    return str(path.absolute()) if target not in BUILT_INS and path.is_dir() else target
+def _reference(model: str) -> str:
+    """A model as it is kept with the run: a folder by its whole path."""
+    path = Path(model).expanduser()
+    return str(path.absolute()) if model not in BUILT_INS and path.is_dir() else model
 
 
 def _check_files(order: Order) -> None:
@@ -186,6 +196,8 @@ def _check_files(order: Order) -> None:
     read_layers(order.layers)
     if not (math.isfinite(order.learning_rate) and order.learning_rate > 0):
         raise DistillError(f"{order.learning_rate:g} is not a number above 0", "--learning-rate")
+    if order.vocab_size is not None and order.beginning is not None:
+        raise DistillError("cannot go with --from: that draft says what it says", "--vocab-size")
     if order.vocab_size is not None and order.vocab_size < 1:
         raise DistillError(f"{order.vocab_size} is not above 0", "--vocab-size")
     files = [("--prompts", path) for path in order.prompts]

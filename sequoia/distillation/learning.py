@@ -76,6 +76,10 @@ def cut(ready: Ready, lessons: Lessons, head: Path, keeps_head: bool) -> Student
         head: file of the ids that were chosen, which stay the same in a run that is resumed.
         keeps_head: whether to write that file where there is none.
     """
+    if ready.beginning:
+        student = Student(ready.target, ready.shape, ready.beginning.head_token_ids)
+        student.begin_as(ready.beginning)
+        return student
     if head.exists():
         try:
             token_ids = load_file(head)["token_ids"]

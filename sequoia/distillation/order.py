@@ -31,6 +31,7 @@ class Order:
         width: of a layer's feed-forward part; None for the target's.
         vocab_size: token ids that the draft can say; None for the default.
         reads_features: whether the draft reads the target's features.
+        beginning: reference of a draft to begin with; None for the target's layers as they are.
         prompts: files of prompts for the target to answer.
         texts: files for the target to read.
         unseen: file of prompts to judge by.
@@ -45,6 +46,7 @@ class Order:
     width: int | None
     vocab_size: int | None
     reads_features: bool
+    beginning: str | None
     prompts: tuple[Path, ...]
     texts: tuple[Path, ...]
     unseen: Path | None
@@ -101,6 +103,7 @@ class Order:
             "width": self.width,
             "vocab_size": self.vocab_size,
             "no_features": not self.reads_features,
+            "from": self.beginning,
             "prompts": [_digest(path) for path in self.prompts],
             "text": [_digest(path) for path in self.texts],
             "unseen": None if self.unseen is None else _digest(self.unseen),

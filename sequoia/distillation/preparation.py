@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from sequoia.distillation.failures import DistillError
 from sequoia.distillation.order import Order
 from sequoia.distillation.place import REHEARSAL
-from sequoia.distillation.student import Shape, Student
+from sequoia.distillation.student import BeginningError, Shape, Student
 from sequoia.distillation.target import Target
 from sequoia.distillation.template import Template, TemplateError
 from sequoia.prompts import PromptsError, read_prompts
@@ -36,6 +37,7 @@ class Ready:
         folder: where its files are.
         template: what it wants to see around a user turn.
         shape: of the draft.
+        beginning: the draft that it is to say the same as before it learns; None to begin as it is cut.
         head_size: token ids that the draft can say.
         always: those that must be among them.
         length: tokens of a text of the corpus at most.
@@ -47,6 +49,7 @@ class Ready:
     folder: Path
     template: Template
     shape: Shape
+    beginning: Student | None
     head_size: int
     always: frozenset[int]
     length: int
@@ -88,12 +91,14 @@ def prepare(
     if order.unseen is not None:
         asked = _encode(tokenizer, order.unseen)
         unseen = tuple(template.around(prompt) for prompt in asked)
+    beginning = None if order.beginning is None else _beginning(order.beginning, target)
     return Ready(
         target,
         folder,
         template,
         order.shape_for(target),
-        order.head_size_for(target, always),
+        beginning,
+        order.head_size_for(target, always) if beginning is None else beginning.head_size,
         always,
         length,
         tuple(prompt for some in encoded for prompt in some),
@@ -114,9 +119,13 @@ def rehearse(ready: Ready, work: Path) -> int:
     folder = work / REHEARSAL
     try:
         student = Student(ready.target, ready.shape, torch.arange(ready.head_size))
+        if ready.beginning:
+            student.begin_as(ready.beginning)
         student.save(folder)
         loaded = load_draft(folder, ready.folder, torch.float32, ready.target.model.device)
         check_tree_attention(loaded)
+    except BeginningError as error:
+        raise DistillError(str(error), "--from") from error
     except ValueError as error:  # layers have been checked, so it is the width
         raise DistillError(str(error), "--width" if ready.shape.width else None) from error
     finally:
@@ -124,6 +133,16 @@ def rehearse(ready: Ready, work: Path) -> int:
     learned = sum(tensor.numel() for tensor in student.learned().values())
     # Twice: the last checkpoint stays until the next is whole. Weights and two moments in fp32.
     return 2 * 12 * learned + 2 * 2 * learned
+
+
+def _beginning(reference: str, target: Target) -> Student:
+    folder = resolve(reference)
+    try:
+        return Student.load(folder, target)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise DistillError(f"{folder}: no draft that was distilled ({error})", "--from") from error
+    except (ValueError, RuntimeError) as error:
+        raise DistillError(f"{folder}: {error}", "--from") from error
 
 
 def _template(

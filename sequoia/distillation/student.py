@@ -24,6 +24,14 @@ from sequoia.runtime.loading import (
     tensor_sha256,
 )
 
+OUTPUTS = frozenset({"o_proj", "down_proj", "c_proj", "out_proj", "dense", "fc2", "w2"})
+"""What the last matrices of attention and of the feed-forward part are called, by architecture."""
+PROBE_TOKENS = 16
+
+
+class BeginningError(ValueError):
+    """A student cannot begin as another draft."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -81,6 +89,7 @@ class Student(nn.Module):
             with torch.no_grad():
                 start = [torch.eye(embedded), torch.zeros(embedded, hidden)]
                 self.fusion.weight.copy_(torch.cat(start, dim=1))
+        self._layer_prefix = target.layer_prefix
         self.head_token_ids = head_token_ids.long()
         self.register_buffer("head", target.head[self.head_token_ids].to(torch.bfloat16), False)
         self.embedding_sha256 = tensor_sha256(target.embedding.cpu())
@@ -131,6 +140,53 @@ class Student(nn.Module):
                 ).last_hidden_state
             )
         return states
+
+    @property
+    def head_size(self) -> int:
+        """How many token ids it can say."""
+        return len(self.head_token_ids)
+
+    @torch.no_grad()
+    def begin_as(self, other: Student) -> None:
+        """Say what `other` says: its layers come first, and those behind them add nothing yet.
+
+        What further layers would add goes through matrices that are set to 0 and learned from there
+        (as new blocks begin in "LLaMA Pro", arXiv 2401.02415).
+
+        Raises:
+            BeginningError: `other` has other first layers, another width or other inputs, or this
+                architecture names its matrices otherwise.
+        """
+        count = len(other.shape.layers)
+        for name, theirs, ours in (
+            ("layers", other.shape.layers, self.shape.layers[:count]),
+            ("width", other.shape.width, self.shape.width),
+            ("features", other.shape.reads_features, self.shape.reads_features),
+        ):
+            if theirs != ours:
+                raise BeginningError(f"its {name} are {theirs}, those of the new draft {ours}")
+        mine = self.learned()
+        for name, tensor in other.learned().items():
+            mine[name].copy_(tensor)
+        for name, tensor in mine.items():
+            layer, *path = name.removeprefix(self._layer_prefix).split(".")
+            if layer.isdigit() and int(layer) >= count and OUTPUTS.intersection(path):
+                tensor.zero_()
+        self._check_says_the_same(other)
+
+    def _check_says_the_same(self, other: Student) -> None:
+        device = self.head.device
+        token_ids = torch.arange(1, PROBE_TOKENS + 1, device=device)[None]
+        features = None
+        if self.fusion is not None:
+            read = self.fusion.in_features - self.fusion.out_features
+            features = torch.linspace(-1, 1, PROBE_TOKENS * read, device=device)
+            features = features.reshape(1, PROBE_TOKENS, read)
+        (mine,), (theirs,) = self(token_ids, features), other(token_ids, features)
+        if not torch.allclose(mine, theirs, atol=1e-3, rtol=1e-3):
+            raise BeginningError(
+                "the further layers of this architecture cannot be made to add nothing"
+            )
 
     def learned(self) -> dict[str, Tensor]:
         """The learned tensors, named as in the folder of a draft."""

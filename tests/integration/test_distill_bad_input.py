@@ -44,6 +44,7 @@ def run(*arguments: str) -> Result:
         (["--layers", "-1"], ["--layers"]),
         (["--width", "0"], ["--width"]),
         (["--vocab-size", "0"], ["--vocab-size", "above 0"]),
+        (["--vocab-size", "9", "--from", "x"], ["--vocab-size", "--from"]),
         (["--rows", "0"], ["--rows"]),
         (["--batch-tokens", "0"], ["--batch-tokens"]),
         (["--learning-rate", "0"], ["--learning-rate"]),
@@ -57,6 +58,7 @@ def run(*arguments: str) -> Result:
         # These take the target to find out.
         (["--layers", "4"], ["--layers: 4 is more than the target's 3"]),
         (["--layers", "0,3"], ["--layers", "no layer 3", "0 to 2"]),
+        (["--from", "/no/such/draft"], ["/no/such/draft", "no such folder"]),
         (["--vocab-size", "258"], ["--vocab-size", "258", "257"]),
         (["--vocab-size", "1"], ["--vocab-size", "special"]),
         (["--width", "65"], ["width 65", "64"]),
@@ -127,7 +129,7 @@ def begun(target: str, tmp_path: Path) -> Path:
     """The folder of a run that was begun."""
     place = Place(tmp_path / "draft", tmp_path / "draft/.work")
     place.prepare(resume=False)
-    order = Order(target, "1", None, 200, True, (), (), None, 4, 300, 2e-3, 0)
+    order = Order(target, "1", None, 200, True, None, (), (), None, 4, 300, 2e-3, 0)
     keep_order(place.order, order, Budget(tokens=1200))
     return place.out
 

@@ -91,6 +91,7 @@ def order_for(target: str, **changes: Any) -> Order:
         width=None,
         vocab_size=200,
         reads_features=True,
+        beginning=None,
         prompts=(),
         texts=(),
         unseen=None,
@@ -282,6 +283,38 @@ def test_any_decoder_becomes_a_draft_that_says_what_was_taught(
     logits = draft.plain(ids.tolist(), before if order.reads_features else None).logits
     torch.testing.assert_close(logits, expected, rtol=0.02, atol=0.02 * float(expected.std()))
     assert draft.reads_features == order.reads_features
+
+
+def test_a_draft_is_made_deeper(whole: Place, target: str, tmp_path: Path) -> None:
+    """It says the same token ids as the other, has layers behind that one's, and learns with all."""
+    order = order_for(target, layers="0,2", vocab_size=None, beginning=str(whole.out))
+    place = make_unmeasured(order, tmp_path / "deep", tokens=3 * TOKENS)
+    ready = prepare(order, CPU)
+    earlier, deeper = (Student.load(one.out, ready.target) for one in (whole, place))
+    assert deeper.shape.layers == (0, 2)
+    assert torch.equal(deeper.head_token_ids, earlier.head_token_ids)
+    assert deeper.learned()["model.layers.1.self_attn.o_proj.weight"].any()
+    points = read_history(place.history)
+    assert points[-1].divergence < points[0].divergence
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"layers": "1,2"}, "its layers are (0,), those of the new draft (1,)"),
+        ({"width": 16}, "its width are None, those of the new draft 16"),
+        ({"reads_features": False}, "its features are True"),
+    ],
+)
+def test_a_draft_of_another_kind_is_no_beginning(
+    changes: dict[str, Any], complaint: str, whole: Place, target: str, tmp_path: Path
+) -> None:
+    """What differs is named before anything is written."""
+    order = order_for(target, vocab_size=None, beginning=str(whole.out), **changes)
+    with pytest.raises(DistillError) as refused:
+        make(order, tmp_path / "draft")
+    assert complaint in str(refused.value)
+    assert refused.value.option == "--from"
 
 
 def prompts_file(folder: Path, *prompts: str) -> Path:

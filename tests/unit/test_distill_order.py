@@ -29,6 +29,7 @@ ORDER = Order(
     width=None,
     vocab_size=None,
     reads_features=True,
+    beginning=None,
     prompts=(),
     texts=(),
     unseen=None,

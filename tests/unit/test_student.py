@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config
 
 from sequoia.acceptance.levels import logits_by_level
-from sequoia.distillation.student import Shape, Student, frequent_ids
+from sequoia.distillation.student import BeginningError, Shape, Student, frequent_ids
 from sequoia.distillation.target import Target
 from sequoia.runtime.catalogue import ModelError
 from sequoia.runtime.loading import load_draft
@@ -122,6 +122,41 @@ def test_a_saved_student_can_be_taught_further(target: Target, tmp_path: Path) -
     assert again.shape == student.shape
     for name, tensor in student.learned().items():
         assert torch.equal(again.learned()[name], tensor.bfloat16().float())
+
+
+@pytest.mark.parametrize("reads_features", [True, False])
+def test_a_deeper_student_begins_as_a_draft_that_is_there(
+    reads_features: bool, target: Target
+) -> None:
+    """To the last bit, at every level of a tree; and every matrix of the further layers can learn."""
+    tokens, features = spoken(target)
+    draft = taught(target, Shape((0,), reads_features=reads_features))
+    deeper = Student(target, Shape((0, 2, 3), reads_features=reads_features), HEAD)
+    deeper.begin_as(draft)
+    states, expected = (
+        student(tokens[None], features[None], levels=2) for student in (deeper, draft)
+    )
+    for state, same in zip(states, expected, strict=True):
+        torch.testing.assert_close(state, same)
+    states[-1].square().sum().backward()
+    learning = {
+        name
+        for name, one in deeper.model.named_parameters()
+        if one.grad is not None and one.grad.any()
+    }
+    for layer in (1, 2):
+        assert f"model.layers.{layer}.self_attn.o_proj.weight" in learning
+        assert f"model.layers.{layer}.mlp.down_proj.weight" in learning
+
+
+def test_a_layer_that_cannot_be_silenced_is_told(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Architectures name their matrices as they like."""
+    monkeypatch.setattr("sequoia.distillation.student.OUTPUTS", frozenset({"o_proj"}))
+    deeper = Student(target, Shape((0, 3)), HEAD)
+    with pytest.raises(BeginningError, match="cannot be made to add nothing"):
+        deeper.begin_as(taught(target, Shape((0,))))
 
 
 def test_another_targets_draft_is_refused(target: Target, tmp_path: Path) -> None:
