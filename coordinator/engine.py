@@ -225,7 +225,7 @@ class Engine:
         state = sequence.draft_state if with_features else sequence.state
         try:
             # Others' trees, which share the passes, may be deeper.
-            levels = self.plan.level_count
+            levels = max(self.plan.level_count, topology.level_count)
             grown = await one.draft.step_patiently(state, make, patience=0.0, passes=levels)
             check_grown(
                 grown, sequence.root_token_id, topology.node_count, sequence.request.settings

@@ -110,7 +110,7 @@ def cause_of_error(tree: PlannedTree, record: Record, tolerance: float) -> str:
     is made of errors of the other two.
     """
     recent = record.recent
-    if recent.count < LEAST_STEPS or recent.seconds <= 0:
+    if recent.count < LEAST_STEPS or recent.seconds <= 0 or recent.tokens <= 0:
         return ""
     tokens = record.tokens_per_step
     variance = max(recent.tokens_squared / recent.count - tokens**2, 0.0)

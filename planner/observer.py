@@ -37,6 +37,10 @@ class Observer:
     async def look(self, deliberation: Deliberation, plan: Plan | None) -> None:
         """Take in what is new; shifts of the traffic and wrong predictions are logged.
 
+        Args:
+            deliberation: what learns of it.
+            plan: whose steps to read; None leaves steps alone.
+
         Raises:
             RedisError: Redis is away.
         """

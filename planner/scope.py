@@ -20,8 +20,8 @@ class Scope:
         max_nodes: largest tree, root included.
         max_levels: most levels of a tree.
         batch_sizes: loads, rising.
-        first_step: the second smallest pass has so many nodes, and the others
-        step: times as many as the one before.
+        first_step: nodes of the second smallest pass that is measured.
+        step: nodes of every further pass, over those of the one before.
         pass_nodes: most nodes of a pass, all sequences together; None for no bound.
         times_steps: whether what a step takes beside its passes is measured.
     """
@@ -68,14 +68,16 @@ def scope_for(
     pass_nodes = target.node_limit if is_streamed else None
     if target.pass_seconds < SLOW_SECONDS:
         times_steps = target.pass_seconds < SHORT_SECONDS
-        loads = _up_to(max_batch_size, (1, 2, 4, 8, 16))
+        loads = _loads(max_batch_size or 16, 2)
         return Scope(nodes, levels, loads, pass_nodes=pass_nodes, times_steps=times_steps)
-    loads = _up_to(max_batch_size, (1, 4))
+    loads = _loads(max_batch_size or 4, 4)
     return Scope(nodes, levels, loads, 16, 4, pass_nodes, times_steps=False)
 
 
-def _up_to(most: int | None, loads: tuple[int, ...]) -> tuple[int, ...]:
-    """The loads that are no larger than `most`, and `most` itself where that is between them."""
-    if most is None or most >= loads[-1]:
-        return loads
-    return (*(load for load in loads if load < most), most)
+def _loads(largest: int, step: int) -> tuple[int, ...]:
+    """From one request to `largest`, each load `step` times the one before, and `largest` itself."""
+    loads, load = [], 1
+    while load < largest:
+        loads.append(load)
+        load *= step
+    return (*loads, largest)

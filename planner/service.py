@@ -94,7 +94,7 @@ class PlannerService:
             async with self._lock:
                 draft, target = await find(self._draft), await find(self._target)
                 observer, deliberation = await self._measure(draft, target)
-                await observer.look(deliberation, self.plan)
+                await observer.look(deliberation, None)
                 trees = await asyncio.to_thread(deliberation.plan)
                 return await self._publish(trees, observer, deliberation, "asked for")
         except (RedisError, OSError) as error:
@@ -128,7 +128,9 @@ class PlannerService:
                 observer, deliberation = await self._measure(draft, target)
             else:
                 observer, deliberation = self._observer, self._deliberation
-            await observer.look(deliberation, self.plan)
+            # Steps from before the last measurement say nothing of what was measured.
+            is_of_these = self._planned_by is deliberation
+            await observer.look(deliberation, self.plan if is_of_these else None)
             if self.plan is None or self._planned_by is not deliberation:
                 trees = await asyncio.to_thread(deliberation.plan)
                 cause = "measured anew" if self.plan else "first plan"
@@ -158,12 +160,15 @@ class PlannerService:
         return self._observer, self._deliberation
 
     async def _loss(self) -> str:
-        """Why what Redis holds must be replaced; empty while it holds a plan."""
+        """Why what Redis holds must be replaced; empty while it holds the plan in force."""
         try:
-            return "" if await self._store.read() else "plan lost"
+            stored = await self._store.read()
         except PlanError as error:
             log.warning("plan refused", error=str(error))
             return "plan overwritten"
+        if stored is None:
+            return "plan lost"
+        return "" if stored == self.plan else "plan overwritten"
 
     async def _publish(
         self,

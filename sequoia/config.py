@@ -314,8 +314,9 @@ MaxBatchSize = Annotated[
     typer.Option(
         envvar="SEQUOIA_MAX_BATCH_SIZE",
         min=1,
+        max=1024,
         help="Most requests side by side that are planned for; beyond, the plan for so many serves. "
-        "Measuring takes as long for each size. Default: 16; for a target that is offloaded, 4.",
+        "Measuring takes as long for each size. Default: 16; where a pass takes half a second, 4.",
     ),
 ]
 ReplanSeconds = Annotated[

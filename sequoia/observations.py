@@ -63,6 +63,10 @@ class StepTimes:
     prefix_length: int
 
 
+SUM_LIMIT = 1e18
+ROUNDING = 1e-6  # of sums that were added up elsewhere
+
+
 @dataclass(slots=True)
 class StepSums:
     """Sums over steps; `beside` is what a step took beside its passes, transport above all.
@@ -86,6 +90,11 @@ class StepSums:
     def seconds(self) -> float:
         """Of the whole steps."""
         return self.draft_seconds + self.target_seconds + self.beside_seconds
+
+    @property
+    def is_plausible(self) -> bool:
+        """Whether steps can have had these sums: each yields a token at least."""
+        return self.tokens >= self.count * (1.0 - ROUNDING)
 
     def record(self, tokens: int, times: StepTimes) -> None:
         """Add one step that yielded so many tokens."""
@@ -144,6 +153,3 @@ def sum_of(text: str) -> float:
     except ValueError:
         return 0.0
     return value if math.isfinite(value) and 0.0 <= value <= SUM_LIMIT else 0.0
-
-
-SUM_LIMIT = 1e18

@@ -46,7 +46,10 @@ async def add_steps(
 
 
 async def read_steps(client: redis.Redis, pair: str, version: int) -> dict[Circumstance, StepSums]:
-    """All sums of a plan's version; what is none reads as 0, and unknown fields are left out.
+    """All sums of a plan's version.
+
+    What is no number reads as 0, unknown fields are left out, and so is a circumstance whose sums no steps
+    can have had.
 
     Raises:
         RedisError: Redis is away.
@@ -62,7 +65,7 @@ async def read_steps(client: redis.Redis, pair: str, version: int) -> dict[Circu
         circumstance = circumstance_of(prefix)
         if circumstance is not None and name in SUM_NAMES:
             setattr(found.setdefault(circumstance, StepSums()), name, sum_of(text_of(value)))
-    return found
+    return {circumstance: sums for circumstance, sums in found.items() if sums.is_plausible}
 
 
 def _key(pair: str, version: int) -> str:

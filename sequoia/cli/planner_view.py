@@ -40,7 +40,7 @@ def _trees(reports: tuple[TreeReport, ...]) -> Table:
     for one in reports:
         tree = one.tree
         table.add_row(
-            tree.request_class,
+            Text(tree.request_class),
             str(tree.batch_size),
             _shape(one),
             _pair(tree.expected_tokens_per_step, one.tokens_per_step, one.step_count),
@@ -52,7 +52,7 @@ def _trees(reports: tuple[TreeReport, ...]) -> Table:
             f"{1000 * tree.predicted_seconds_per_token_without_speculation:.2f}",
             str(one.step_count),
             str(one.other_step_count),
-            one.cause or "-",
+            Text(one.cause or "-"),
         )
     return table
 
@@ -80,7 +80,7 @@ def _classes(reports: tuple[ClassReport, ...]) -> Table:
             for chance, deviation in zip(one.vector, one.deviations, strict=True)
         ][:RANKS_SHOWN]
         table.add_row(
-            one.request_class,
+            Text(one.request_class),
             *chances,
             *[""] * (RANKS_SHOWN - len(chances)),
             f"{one.node_count:.0f}",
@@ -95,7 +95,8 @@ def _times(reports: tuple[TimeReport, ...]) -> Table:
     table.add_column("ratio", justify="right")
     for one in reports:
         kind = "with a tree" if one.has_tree else "without"
-        table.add_row(str(one.batch_size), kind, one.part, f"{one.ratio:.2f} ± {one.deviation:.2f}")
+        ratio = f"{one.ratio:.2f} ± {one.deviation:.2f}"
+        table.add_row(str(one.batch_size), kind, Text(one.part), ratio)
     return table
 
 

@@ -92,6 +92,13 @@ def _decode_report(message: planner_pb2.GetReportResponse) -> Report:
         raise MalformedMessageError(
             f"measurements: {count} for {len(plan.trees)} trees", field="measurements"
         )
+    for index, one in enumerate(message.estimates):
+        if len(one.acceptance) != len(one.deviations):
+            raise MalformedMessageError(
+                f"estimates[{index}].deviations: {len(one.deviations)} for "
+                f"{len(one.acceptance)} probabilities",
+                field="estimates.deviations",
+            )
     return Report(
         plan,
         tuple(

@@ -27,12 +27,13 @@ from sequoia.messages import (
     Verdict,
     VerifyTree,
 )
+from sequoia.planner_report import ClassReport, Report, TimeReport, TreeReport
 from sequoia.plans import BUILT_IN_PLAN, Plan, PlannedTree
 from sequoia.rpc import codec, generation_codec, planner_codec
 from sequoia.rpc.codec import CLOSE_SESSION, GROW_TREE, PREFILL, PROFILE, VERIFY_TREE
 from sequoia.rpc.generation_codec import GENERATE
 from sequoia.rpc.method import Method
-from sequoia.rpc.planner_codec import GET_PLAN
+from sequoia.rpc.planner_codec import GET_PLAN, GET_REPORT, REPLAN
 from sequoia.settings import DrawRule, SamplingSettings
 from sequoia.tree import Topology, Tree
 from sequoia.v1 import draft_pb2, generation_pb2, planner_pb2, target_pb2, worker_pb2
@@ -90,8 +91,16 @@ REQUESTS: dict[str, list[Any]] = {
         VerifyTree(StepHeader(SESSION, 0, 3), Tree(SHAPE, (7, 8, 9, 10)), (SUPPORT, SUPPORT)),
     ],
 }
+REPORT = Report(
+    PLAN,
+    (ClassReport("greedy", 812.5, 1, 1.7, (0.5, 0.2), (0.02, 0.01)),),
+    tuple(TreeReport(tree, 300, 20, 2.1, 0.02, 1.5, 120.0, "latency") for tree in PLAN.trees),
+    (TimeReport("target", 1, True, 1.1, 0.05),),
+)
 REPLIES: dict[str, list[Any]] = {
     GET_PLAN.path: [PLAN],
+    REPLAN.path: [PLAN],
+    GET_REPORT.path: [REPORT],
     GROW_TREE.path: [
         GrownTree(Tree(SHAPE, (7, 8, 9, 10)), (DraftDistribution(SUPPORT, WEIGHTS),) * 2, 0.01)
     ],

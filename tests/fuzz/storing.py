@@ -9,6 +9,10 @@ from typing import Any
 
 import redis.asyncio as redis
 
+from planner.accuracy import Accuracy
+from planner.calibration import Calibration
+from planner.measurements import Measurements, Overhead
+from sequoia.observations import SUM_NAMES, StepsByCircumstance
 from sequoia.plan_store import PLAN_CHANNEL, PLAN_KEY, VERSION_KEY, PlanStore
 from sequoia.plans import PlanError
 from sequoia.tasks import end_tasks
@@ -19,6 +23,20 @@ from tests.fuzz.tally import Tally
 PAIR = "pair"
 CLASS = "greedy"
 COUNTS_KEY = f"sequoia:acceptance:{PAIR}:{CLASS}"
+STEPS_KEY = f"sequoia:steps:{PAIR}:{PLAN.version}"
+CIRCUMSTANCES = (
+    "greedy:1:planned",
+    "greedy:2:cut",
+    "sharp:1:planned",
+    "x:1:planned",
+    "greedy:-1:cut",
+)
+MEASUREMENTS = Measurements(
+    {(1, nodes): 30.0 + nodes for nodes in (1, 2, 4, 8)},
+    {(1, width): 2.0 for width in (1, 2, 4)},
+    {(1, samples): Overhead(1.0, 2.0) for samples in (False, True)},
+    max_nodes=8,
+)
 NUMBERS = (b"0", b"7", b"-3", b"1e9", b"9" * 18, b"9" * 30, b"x", b"", "٣".encode(), b"\xff", b" 1")
 RECOVERY_SECONDS = 60.0
 
@@ -61,7 +79,7 @@ async def store_garbage(url: str, count: int, seed: int) -> Tally:
 async def _store_one(
     number: int, data: bytes, store: PlanStore, by_hand: redis.Redis, generator: random.Random
 ) -> None:
-    match number % 4:
+    match number % 5:
         case 0:
             await by_hand.set(PLAN_KEY, data)
             await by_hand.publish(PLAN_CHANNEL, damaged(data[:50], CHUNKS, generator))
@@ -81,11 +99,32 @@ async def _store_one(
             await by_hand.rpush(generator.choice((PLAN_KEY, COUNTS_KEY)), data)
             await store.read_counts(PAIR, CLASS)
             await store.read()
+        case 3:
+            await by_hand.delete(STEPS_KEY)
+            sums: dict[bytes | str, bytes] = {
+                f"{generator.choice(CIRCUMSTANCES)}:{generator.choice(SUM_NAMES)}": generator.choice(
+                    NUMBERS
+                )
+                for _ in range(generator.randint(1, 20))
+            }
+            await by_hand.hset(STEPS_KEY, mapping={**sums, data[:50]: b"1"})
+            _think_of(await store.read_steps(PAIR, PLAN.version))
         case _:
             await by_hand.delete(PLAN_KEY)
             await by_hand.set(VERSION_KEY, generator.choice(NUMBERS))
             await store.publish(PLAN.trees, after=generator.choice((0, 5)))
             await store.read()
+
+
+def _think_of(steps: StepsByCircumstance) -> None:
+    """As a planner does at every look."""
+    accuracy, calibration = Accuracy(), Calibration(MEASUREMENTS)
+    accuracy.begin(PLAN.trees)
+    accuracy.observe(steps)
+    for sums in steps.values():
+        for tree in PLAN.trees:
+            calibration.observe(tree, sums)
+    calibration.calibrated()
 
 
 @dataclass

@@ -231,8 +231,8 @@ async def test_steps_that_are_none_read_as_nothing(store: PlanStore, by_hand: re
     """Unknown circumstances and sums are left out, impossible numbers read as 0."""
     await store.add_steps("pair", 7, {PLANNED: steps(3)})
     garbage: dict[bytes | str, str | float] = {
-        "greedy:2:planned:tokens": "many",
         "greedy:2:planned:target_seconds": "nan",
+        "greedy:2:planned:draft_seconds": "many",
         "greedy:2:planned:colour": 5,
         "nobody:2:planned:count": 5,
         "greedy:2:" + "x" * 5000 + ":count": 5,
@@ -244,13 +244,23 @@ async def test_steps_that_are_none_read_as_nothing(store: PlanStore, by_hand: re
     by_hand.set("sequoia:steps:pair:8", "no hash")
     read = await store.read_steps("pair", 7)
     assert set(read) == {PLANNED}
-    assert (read[PLANNED].count, read[PLANNED].tokens, read[PLANNED].target_seconds) == (3, 0, 0)
+    sums = read[PLANNED]
+    assert (sums.count, sums.tokens, sums.target_seconds, sums.draft_seconds) == (3, 6, 0, 0)
     assert await store.read_steps("pair", 8) == {}
+
+
+async def test_steps_that_yield_less_than_a_token_are_left_out(
+    store: PlanStore, by_hand: redis.Redis
+) -> None:
+    """No step does; what stands beside such sums is read."""
+    await store.add_steps("pair", 7, {PLANNED: steps(3), CUT: steps(1)})
+    by_hand.hset(STEPS_KEY, "greedy:2:planned:tokens", "many")
+    assert set(await store.read_steps("pair", 7)) == {CUT}
 
 
 async def test_garbage_holds_nothing_up(store: PlanStore, by_hand: redis.Redis) -> None:
     """What cannot be added to it is given up, the rest is added once, and the log says so."""
-    by_hand.hset(STEPS_KEY, "greedy:2:planned:tokens", "many")
+    by_hand.hset(STEPS_KEY, "greedy:2:planned:draft_seconds", "many")
     by_hand.set("sequoia:steps:pair:8", "no hash")
     by_hand.hset("sequoia:acceptance:pair:greedy", "trials:1", "many")
     with capture_logs() as logs:

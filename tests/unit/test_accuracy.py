@@ -1,5 +1,7 @@
 """Predictions against what was measured, and who is to blame."""
 
+from dataclasses import replace
+
 import pytest
 
 from planner.accuracy import Accuracy
@@ -43,6 +45,11 @@ def test_a_prediction_that_is_off_by_a_tenth_has_a_cause(seen: StepSums, cause: 
     """Tokens per step are acceptance's, the time of a step is latency's; few steps say nothing."""
     offences = begun().observe({PLANNED: seen})
     assert [offence.cause for offence in offences] == [cause] * bool(cause)
+
+
+def test_steps_without_tokens_are_no_measurement() -> None:
+    """There are none; sums may say so when they were added up in part."""
+    assert begun().observe({PLANNED: replace(steps(200), tokens=0.0)}) == []
 
 
 def test_chance_is_no_cause() -> None:

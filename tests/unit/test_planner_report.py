@@ -86,6 +86,22 @@ def test_a_report_that_lacks_measurements_is_refused() -> None:
         GET_REPORT.decode_reply(message.SerializeToString())
 
 
+def test_a_report_with_half_an_estimate_is_refused() -> None:
+    """Every probability has its deviation."""
+    message = planner_pb2.GetReportResponse()
+    message.ParseFromString(GET_REPORT.encode_reply(made()))
+    del message.estimates[1].deviations[-1]
+    with pytest.raises(MalformedMessageError, match=r"estimates\[1\].deviations: 63 for 64"):
+        GET_REPORT.decode_reply(message.SerializeToString())
+
+
+def test_words_of_a_report_are_shown_as_they_are() -> None:
+    """They come from elsewhere, and are no markup."""
+    made_up = made()
+    odd = replace(made_up.times[0], part="[/red]x")
+    assert "[/red]x" in shown(replace(made_up, times=(odd,)))
+
+
 def test_the_tables_show_predicted_beside_measured() -> None:
     """And a dash where nothing was measured."""
     made_up = made()

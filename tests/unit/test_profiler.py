@@ -299,11 +299,12 @@ def test_a_target_on_its_device_is_measured_as_finely_as_before() -> None:
         (1, (1,), (1,)),
         (3, (1, 2, 3), (1, 3)),
         (4, (1, 2, 4), (1, 4)),
-        (64, (1, 2, 4, 8, 16), (1, 4)),
+        (None, (1, 2, 4, 8, 16), (1, 4)),
+        (50, (1, 2, 4, 8, 16, 32, 50), (1, 4, 16, 50)),
     ],
 )
 def test_loads_end_at_the_operators_limit(
-    most: int, short: tuple[int, ...], long: tuple[int, ...]
+    most: int | None, short: tuple[int, ...], long: tuple[int, ...]
 ) -> None:
     """The limit itself is measured, and no load beyond it."""
     assert scope_for(INFO, None, None, most).batch_sizes == short
