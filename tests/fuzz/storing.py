@@ -101,7 +101,7 @@ async def _store_one(
             await store.read()
         case 3:
             await by_hand.delete(STEPS_KEY)
-            sums: dict[bytes | str, bytes] = {
+            sums: dict[Any, Any] = {
                 f"{generator.choice(CIRCUMSTANCES)}:{generator.choice(SUM_NAMES)}": generator.choice(
                     NUMBERS
                 )
