@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 import typer
 
-from sequoia import config, security_options
+from sequoia import config, observability_options, security_options
 from sequoia.log import configure_logging
 from sequoia.rpc.role import is_loopback, run, serve
 from sequoia.rpc.server import RpcServer
@@ -32,6 +32,9 @@ def main(
     clients: security_options.ClientsFile = None,
     client_authority: security_options.ClientAuthority = None,
     log_level: config.LogLevelOption = config.LogLevel.INFO,
+    metrics_port: observability_options.MetricsPort = 0,
+    otlp_endpoint: observability_options.OtlpEndpoint = None,
+    trace_steps: observability_options.TraceSteps = 32,
     tls_certificate: security_options.TlsCertificate = None,
     tls_key: security_options.TlsKey = None,
     tls_authority: security_options.TlsAuthority = None,
@@ -50,7 +53,9 @@ def main(
     from coordinator.service import CoordinatorService, CoordinatorSettings
     from sequoia.runtime.catalogue import resolve
     from sequoia.security import coordinator_credentials, redis_url
+    from sequoia.tracing.opening import opened
 
+    tracer = opened("coordinator", otlp_endpoint, trace_steps)
     credentials = coordinator_credentials(tls_certificate, tls_key, tls_authority, client_authority)
     try:
         known = Clients(clients) if clients else None
@@ -77,9 +82,9 @@ def main(
     )
 
     async def coordinate() -> None:
-        server = RpcServer(credentials.server, reflection=reflection)
+        server = RpcServer(credentials.server, reflection=reflection, tracer=tracer)
         service = CoordinatorService(server, resolve(target), settings, clients=known)
-        await serve(server, host, port, service.get_ready, service.stop)
+        await serve(server, host, port, service.get_ready, service.stop, metrics_port)
 
     run(coordinate())
 

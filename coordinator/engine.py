@@ -11,6 +11,7 @@ import structlog
 
 from coordinator.acceptance import accept, check_grown
 from coordinator.admission import Admission, Demand, Room
+from coordinator.metrics import CoordinatorMetrics
 from coordinator.participants import Participants
 from coordinator.probing import PROBE_TREE, Probing
 from coordinator.prompt import PreparedRequest
@@ -19,6 +20,7 @@ from coordinator.statistics import AcceptanceStatistics, StepStatistics, deliver
 from coordinator.step import Step, circumstance
 from coordinator.step_ahead import StepAhead
 from coordinator.text import Decode
+from coordinator.tracing import note_completion, traced
 from coordinator.workers import SESSION_LOST, TRANSIENT, Worker, WorkerSession
 from sequoia.errors import SequoiaError
 from sequoia.generation import GenerationChunk
@@ -30,6 +32,7 @@ from sequoia.rpc.codec import GROW_TREE, VERIFY_TREE
 from sequoia.rpc.method import MESSAGE_LIMIT_BYTES
 from sequoia.rpc.server import STOP_GRACE_SECONDS
 from sequoia.settings import DrawRule
+from sequoia.tracing import spans
 from sequoia.tree import Topology, Tree
 
 log = structlog.get_logger(__name__)
@@ -50,6 +53,7 @@ class Engine:
         decode: Decode,
         admission: Admission,
         target_patience_seconds: float,
+        metrics: CoordinatorMetrics,
     ) -> None:
         self.draft = draft
         self.target = target
@@ -63,6 +67,7 @@ class Engine:
         self._decode = decode
         self._patience_seconds = target_patience_seconds
         self._stopping = False
+        self._metrics = metrics
 
     async def generate(self, request: PreparedRequest) -> AsyncGenerator[GenerationChunk, None]:
         """Stream the continuation of a prompt; the last chunk carries the completion.
@@ -78,7 +83,7 @@ class Engine:
                 yield GenerationChunk(prompt_token_ids=request.prompt_token_ids)
             if one.has_features:
                 await one.target.open_patiently(one.sequence.state, self._patience)
-            async with StepAhead(lambda: self._step(one)) as ahead:
+            async with StepAhead(lambda: traced(one.sequence.step, self._step(one))) as ahead:
                 while one.sequence.finish_reason is None:
                     if self._stopping:
                         yield one.sequence.cancel()
@@ -89,6 +94,7 @@ class Engine:
                     )
                     self.acceptance.record(one.request_class, acceptance.trials)
                     self.steps.record(step, len(acceptance.tokens))
+                    self._metrics.steps.record(one.request_class, step, acceptance)
                     one.sequence.commit(step.grown, step.verdict, acceptance)
                     if one.sequence.finish_reason is None:
                         await ahead.begin()  # the workers go on while the text is written
@@ -149,6 +155,8 @@ class Engine:
         rooms = [self._target_room, *([self._draft_room] if may_speculate else [])]
         async with self.admission.admitted(demand, rooms):
             sequence.begin()
+            self._metrics.queue_seconds.observe(sequence.queued_seconds)
+            spans.past("queue", sequence.queued_seconds)
             one = self._participants(sequence, may_speculate)
             try:
                 yield one
@@ -266,6 +274,7 @@ class Engine:
         waited = sum(session.waited_seconds for session in (one.draft, one.target) if session)
         completion = one.sequence.completion(waited, self.plan.version)
         usage = completion.usage
+        note_completion(completion, one.request_class)
         log.info(
             "generation finished",
             session_id=one.sequence.session_id,

@@ -29,7 +29,7 @@ class Sequence:
         self._accepted: tuple[int, ...] = ()
         self._text = TextStream(decode, request.stop_strings)
         self._started = time.perf_counter()
-        self._queued_seconds = 0.0
+        self.queued_seconds = 0.0
         self._seconds_to_first_token = 0.0
         self._drafted = 0
         self._accepted_count = 0
@@ -69,7 +69,7 @@ class Sequence:
 
     def begin(self) -> None:
         """The request's turn has come; until now it was queued."""
-        self._queued_seconds = time.perf_counter() - self._started
+        self.queued_seconds = time.perf_counter() - self._started
 
     def prefilled(self, prefilled: Prefilled) -> None:
         """The target has read all tokens but the last, for the first time or again."""
@@ -147,6 +147,6 @@ class Sequence:
             seconds_to_first_token=self._seconds_to_first_token,
             plan_version=plan_version,
             largest_node_count=self._largest_node_count,
-            queued_seconds=self._queued_seconds,
+            queued_seconds=self.queued_seconds,
         )
         return Completion(self.finish_reason, usage, self._text.stop_string)

@@ -16,8 +16,11 @@ import structlog
 from coordinator.admission import Admission
 from coordinator.clients import Clients
 from coordinator.engine import Engine
+from coordinator.gauges import show_state
+from coordinator.metrics import CoordinatorMetrics
 from coordinator.prompt import MAX_NEW_TOKENS, PromptReader, RequestLimits
 from coordinator.quota import NO_LIMITS, Client
+from coordinator.tracing import note_request
 from coordinator.workers import Compatibility, Worker
 from sequoia.errors import NotReadyError
 from sequoia.generation import GenerationChunk, GenerationRequest
@@ -91,6 +94,10 @@ class CoordinatorService:
         self._background: list[asyncio.Task[None]] = []
         self._clients = clients
         self._anyone = Client("anyone", NO_LIMITS, time.monotonic)
+        self._metrics = CoordinatorMetrics(
+            lambda: self.target.info.model if self.target.info else ""
+        )
+        server.registry.register(self._metrics)
         server.add_stream(GENERATE, self._generate, admit=self._client)
 
     async def get_ready(self) -> None:
@@ -124,8 +131,12 @@ class CoordinatorService:
                 self.settings.queue_seconds,
             ),
             self.settings.target_patience_seconds,
+            self._metrics,
         )
-        for worker in filter(None, (self.target, self.draft)):
+        workers = [worker for worker in (self.target, self.draft) if worker]
+        limits_shown = self.settings.request_limit, self.settings.queue_limit
+        show_state(self._metrics.registry, self.engine, workers, *limits_shown)
+        for worker in workers:
             self._start(worker.watch(needed))
         if self._store:
             self._start(self.engine.follow_plans(self._store))
@@ -140,12 +151,15 @@ class CoordinatorService:
             structlog.contextvars.bind_contextvars(request_id=secrets.token_hex(8))
         client = self._client(context)
         structlog.contextvars.bind_contextvars(client=client.name)
-        with client.request() as spending:
+        note_request(request, self._metrics.model())
+        with self._metrics.request(request, client.name) as one, client.request() as spending:
             prepared = await asyncio.to_thread(self._reader.read, request)
             spending.prompt(len(prepared.prompt_token_ids))
+            one.prompt(len(prepared.prompt_token_ids))
             async with aclosing(self.engine.generate(prepared)) as chunks:
                 async for chunk in chunks:
                     spending.generated(len(chunk.tokens))
+                    one.generated(chunk)
                     yield chunk
 
     def _client(self, context: Context) -> Client:

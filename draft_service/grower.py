@@ -29,6 +29,7 @@ from sequoia.tree import Tree
 class Grower(ModelWorker[GrowTree, GrownTree]):
     """The draft worker's model: grows trees of the shapes that coordinators ask for."""
 
+    role = "draft"
     gives_features = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

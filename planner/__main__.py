@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sequoia import config, security_options
+from sequoia import config, observability_options, security_options
 from sequoia.log import configure_logging
 from sequoia.rpc.role import run, serve
 from sequoia.rpc.server import RpcServer
@@ -25,6 +25,9 @@ def main(
     replan_interval: config.ReplanSeconds = 1.0,
     redis_password_file: security_options.RedisPasswordFile = None,
     log_level: config.LogLevelOption = config.LogLevel.INFO,
+    metrics_port: observability_options.MetricsPort = 0,
+    otlp_endpoint: observability_options.OtlpEndpoint = None,
+    trace_steps: observability_options.TraceSteps = 32,
     tls_certificate: security_options.TlsCertificate = None,
     tls_key: security_options.TlsKey = None,
     tls_authority: security_options.TlsAuthority = None,
@@ -42,7 +45,9 @@ def main(
     configure_logging("planner", log_level)
     from planner.service import PlannerService, PlannerSettings
     from sequoia.security import redis_url, role_credentials
+    from sequoia.tracing.opening import opened
 
+    tracer = opened("planner", otlp_endpoint, trace_steps)
     credentials = role_credentials(tls_certificate, tls_key, tls_authority)
 
     settings = PlannerSettings(
@@ -57,9 +62,9 @@ def main(
     )
 
     async def plan() -> None:
-        server = RpcServer(credentials.server, reflection=reflection)
+        server = RpcServer(credentials.server, reflection=reflection, tracer=tracer)
         service = PlannerService(server, settings)
-        await serve(server, host, port, service.get_ready, service.stop)
+        await serve(server, host, port, service.get_ready, service.stop, metrics_port)
 
     run(plan())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 
 import grpc
@@ -13,6 +14,7 @@ from planner.accuracy import Accuracy
 from planner.deliberation import Deliberation
 from planner.found_worker import FoundWorker, find
 from planner.measurements import Measurements, Times
+from planner.metrics import FAILED, WAITED, PlannerMetrics
 from planner.observer import Observer
 from planner.profiler import profile
 from planner.reporting import report
@@ -62,6 +64,8 @@ class PlannerService:
         self._has_plan = asyncio.Event()
         self._lock = asyncio.Lock()  # one measurement at a time
         self._looking: asyncio.Task[None] | None = None
+        self._metrics = PlannerMetrics()
+        server.registry.register(self._metrics)
         server.add_unary(GET_PLAN, self._get_plan)
         server.add_unary(REPLAN, self._replan)
         server.add_unary(GET_REPORT, self._get_report)
@@ -85,8 +89,13 @@ class PlannerService:
         return self.plan
 
     async def _get_report(self, _request: None, _context: Context) -> Report:
-        if self.plan is None or self._planned_by is None:
+        if (known := self._report()) is None:
             raise NotReadyError("no plan has been published yet")
+        return known
+
+    def _report(self) -> Report | None:
+        if self.plan is None or self._planned_by is None:
+            return None
         return report(self.plan, self._planned_by, self._accuracy)
 
     async def _replan(self, _request: None, _context: Context) -> Plan:
@@ -104,14 +113,18 @@ class PlannerService:
         """Whatever is away is waited for; each trouble is logged once, not at every look."""
         trouble = ""
         while True:
+            started = time.perf_counter()
             try:
                 await self._look()
                 trouble = ""
+                self._metrics.has_looked(started, self._report())
             except (SequoiaError, RedisError, OSError) as error:
+                self._metrics.looks.labels(WAITED).inc()
                 if str(error) != trouble:
                     log.warning("planning waits", error=str(error))
                 trouble = str(error)
             except Exception:  # a defect; the last plan stays in force, and the next look may work
+                self._metrics.looks.labels(FAILED).inc()
                 log.exception("planning failed")
             await asyncio.sleep(self.settings.replan_seconds if self.plan else WAIT_SECONDS)
 
@@ -181,6 +194,7 @@ class PlannerService:
         self.plan, self._planned_by, self._accuracy = plan, deliberation, observer.accuracy
         self._accuracy.begin(plan.trees)
         self._has_plan.set()
+        self._metrics.plans.labels(cause).inc()
         log.info("plan published", version=plan.version, cause=cause, trees=_summary(plan))
         return plan
 

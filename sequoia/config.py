@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from sequoia import security_options
+from sequoia import observability_options, security_options
 from sequoia.redis_url import RedisUrlError, check_redis_url
 
 PREFIX = "SEQUOIA_"
@@ -340,7 +340,8 @@ OTHER_VARIABLES = frozenset({"SEQUOIA_CACHE", "SEQUOIA_PARENT_PID"})
 def known_variables() -> frozenset[str]:
     """Every environment variable that some role reads."""
     here = sys.modules[__name__]
-    return variables_of(here) | variables_of(security_options) | OTHER_VARIABLES
+    modules = (here, security_options, observability_options)
+    return OTHER_VARIABLES.union(*(variables_of(module) for module in modules))
 
 
 def variables_of(options: ModuleType) -> frozenset[str]:

@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 LOCALHOST = "127.0.0.1"
 REDIS_VARIABLE = "SEQUOIA_REDIS"
 EVERYWHERE = ("0.0.0.0", "::", "[::]")  # noqa: S104 to compare with, not to listen on
+METRICS_ORDER = ("coordinator", "planner", "target_service", "draft_service")
 POLL_SECONDS = 0.1
 STOP_SECONDS = 10.0
 RESTART_SECONDS = 1.0
@@ -54,6 +55,8 @@ class LaunchOptions:
         client_authority: whose certificates clients must show.
         clients: file of those who may call Generate; None lets anyone.
         reflection: whether roles tell callers which services they have.
+        metrics_port: of the coordinator's /metrics; planner, target and draft take the next three.
+            0 for none.
     """
 
     target: str
@@ -74,6 +77,11 @@ class LaunchOptions:
     client_authority: Path | None = None
     clients: Path | None = None
     reflection: bool = False
+    metrics_port: int = 0
+
+    def metrics(self, module: str) -> int:
+        """The port of a role's metrics."""
+        return self.metrics_port and self.metrics_port + METRICS_ORDER.index(module)
 
     def placing(self) -> list[str]:
         """The target's flags that say where its weights go."""
@@ -343,6 +351,10 @@ class LocalSystem:
     ) -> RoleProcess:
         # Not a flag: everyone on the machine sees those, and the URL may hold a password.
         variables = {REDIS_VARIABLE: redis_url} if redis_url else {}
+        is_first = all(role.module != module for role in self._roles)
+        metrics_port = self.options.metrics(module) if is_first else 0
+        # In any case: one variable would be the port of all roles.
+        arguments = [*arguments, "--metrics-port", str(metrics_port)]
         role = RoleProcess(
             module, arguments, self._errors, host, port, variables, self._credentials
         )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
 
+from sequoia.tracing import spans
+
 
 def configure_logging(role: str, level: str = "info") -> None:
-    """Set up logging for a process; every line names the role and, inside a call, the request."""
+    """Set up logging for a process; every line names the role, in a call the request and its trace."""
     on_terminal = sys.stderr.isatty()
     renderer: Any = (
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
@@ -24,6 +27,7 @@ def configure_logging(role: str, level: str = "info") -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _adder(role),
+            add_trace,
             *exceptions,
             renderer,
         ],
@@ -32,6 +36,14 @@ def configure_logging(role: str, level: str = "info") -> None:
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+
+
+def add_trace(
+    _logger: Any, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Name the trace and the span in which a line was written, if it is in any."""
+    event.update(spans.identifiers())
+    return event
 
 
 def _adder(role: str) -> Any:

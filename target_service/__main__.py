@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from sequoia import config, security_options
+from sequoia import config, observability_options, security_options
 from sequoia.log import configure_logging
 from sequoia.rpc.role import run
 
@@ -27,6 +27,9 @@ def main(
     batch_limit: config.BatchLimit = 32,
     node_limit: config.NodeLimit = 1024,
     log_level: config.LogLevelOption = config.LogLevel.INFO,
+    metrics_port: observability_options.MetricsPort = 0,
+    otlp_endpoint: observability_options.OtlpEndpoint = None,
+    trace_steps: observability_options.TraceSteps = 32,
     tls_certificate: security_options.TlsCertificate = None,
     tls_key: security_options.TlsKey = None,
     tls_authority: security_options.TlsAuthority = None,
@@ -36,8 +39,10 @@ def main(
     config.check_environment()
     configure_logging("target", log_level)
     from sequoia.security import role_credentials
+    from sequoia.tracing.opening import opened
 
     credentials = role_credentials(tls_certificate, tls_key, tls_authority)
+    tracer = opened("target", otlp_endpoint, trace_steps)
     # Torch and transformers take seconds to import; wrong options should fail before that.
     from sequoia.rpc.codec import VERIFY_TREE
     from sequoia.runtime.device import DeviceThread
@@ -64,7 +69,16 @@ def main(
 
     run(
         serve_worker(
-            VERIFY_TREE, load, host, port, threads, batch_limit, credentials.server, reflection
+            VERIFY_TREE,
+            load,
+            host,
+            port,
+            threads,
+            batch_limit,
+            credentials.server,
+            reflection,
+            metrics_port,
+            tracer,
         )
     )
 

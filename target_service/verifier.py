@@ -34,6 +34,7 @@ Step = tuple[Session[Verdict], VerifyTree]
 class Verifier(ModelWorker[VerifyTree, Verdict]):
     """The target worker's model: says of every node what the target would have said there."""
 
+    role = "target"
     gives_features = True
 
     def check(self, request: VerifyTree) -> None:

@@ -113,6 +113,7 @@ class Stack:
     draft: DraftRole
     coordinator: CoordinatorService
     channel: RpcChannel
+    server: RpcServer  # the coordinator's
 
     async def generate(self, request: GenerationRequest, timeout: float = 60) -> Generated:
         """Call `Generate` and collect everything."""
@@ -212,7 +213,7 @@ async def running_coordinator(
         await server.set_serving(True)
         channel = replace(called, address=f"{HOST}:{port}").open()
         cleanup.push_async_callback(channel.close)
-        yield Stack(target, draft, coordinator, channel)
+        yield Stack(target, draft, coordinator, channel, server)
 
 
 @asynccontextmanager

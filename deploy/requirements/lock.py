@@ -16,6 +16,7 @@ GPU_PACKAGES = re.compile(r"(torch|triton|nvidia-[\w-]+|cuda-[\w-]+)==")
 RESOLVE = (
     *("uv", "pip", "compile", "--no-config", "--quiet", "--generate-hashes", "--no-header"),
     *("--no-annotate", "--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28"),
+    *("--extra", "tracing"),
 )
 HEADER = "# Written by `make lock`: {}.\n"
 

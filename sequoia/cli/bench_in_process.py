@@ -16,6 +16,7 @@ import torch
 
 from coordinator.admission import Admission
 from coordinator.engine import Engine
+from coordinator.metrics import CoordinatorMetrics
 from coordinator.prompt import PromptReader, RequestLimits
 from coordinator.workers import Compatibility, Worker
 from draft_service.grower import Grower
@@ -166,7 +167,8 @@ async def _assemble(settings: MakeInProcessPeer) -> tuple[Engine, PromptReader]:
         RequestLimits(verifier.model.context_length, verifier.model.vocabulary_size),
         lambda: secrets.randbits(64),
     )
-    return Engine(draft, target, reader.decode, Admission(1, 0, 0.0), 0.0), reader
+    metrics = CoordinatorMetrics(lambda: settings.target)
+    return Engine(draft, target, reader.decode, Admission(1, 0, 0.0), 0.0, metrics), reader
 
 
 async def _on_device(

@@ -6,7 +6,7 @@ import threading
 
 import typer
 
-from sequoia import config, security_options
+from sequoia import config, observability_options, security_options
 from sequoia.cli.session import fetch_models, interrupt_on_terminate
 from sequoia.embedded_valkey import EmbeddedValkeyError
 from sequoia.launcher import LaunchError, LaunchOptions, LocalSystem
@@ -26,6 +26,7 @@ def up(
     device_memory: config.DeviceMemory = None,
     host_memory: config.HostMemory = None,
     log_level: config.LogLevelOption = config.LogLevel.INFO,
+    metrics_port: observability_options.SystemMetricsPort = 0,
     redis_password_file: security_options.RedisPasswordFile = None,
     clients: security_options.ClientsFile = None,
     client_authority: security_options.ClientAuthority = None,
@@ -60,6 +61,7 @@ def up(
         client_authority=client_authority,
         clients=clients,
         reflection=reflection,
+        metrics_port=metrics_port,
     )
     try:
         fetch_models(options)

@@ -12,9 +12,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from sequoia.rpc.call import REQUEST_ID_KEY
 from sequoia.rpc.errors import from_rpc_error
-from sequoia.rpc.method import Method, encoded
+from sequoia.rpc.method import Method, encoded, span_attributes
 from sequoia.rpc.server import AUTHORIZATION_KEY, TRANSPORT_LIMIT_BYTES
 from sequoia.rpc.steps import Steps, StepStream
+from sequoia.tracing import spans
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
@@ -74,20 +75,23 @@ class RpcChannel:
         self, method: Method[Request, Reply], request: Request, timeout: float | None = None
     ) -> Reply:
         """One request, one reply; `timeout` in seconds."""
-        try:
-            reply: Reply = await self._callable(method, self._channel.unary_unary)(
-                encoded(method, request), timeout=timeout, metadata=self._metadata()
-            )
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
-        return reply
+        with spans.span(method.path[1:], span_attributes(method), spans.Kind.CLIENT):
+            try:
+                reply: Reply = await self._callable(method, self._channel.unary_unary)(
+                    encoded(method, request),
+                    timeout=timeout,
+                    metadata=self._metadata(spans.metadata()),
+                )
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc_error(error) from error
+            return reply
 
     async def stream(
         self, method: Method[Request, Reply], request: Request, timeout: float | None = None
     ) -> AsyncGenerator[Reply, None]:
         """One request, a stream of replies; closing the iterator cancels the call."""
         call = self._callable(method, self._channel.unary_stream)(
-            encoded(method, request), timeout=timeout, metadata=self._metadata()
+            encoded(method, request), timeout=timeout, metadata=self._metadata(spans.metadata())
         )
         try:
             async for reply in call:
@@ -100,7 +104,9 @@ class RpcChannel:
     def steps(self, method: Method[Request, Reply]) -> Steps[Request, Reply]:
         """Open a call for one step after another."""
         call = self._callable(method, self._channel.stream_stream)
-        return StepStream(method, call(metadata=self._metadata()))
+        span = spans.lasting(method.path[1:], span_attributes(method))
+        metadata = self._metadata(span.metadata if span else spans.metadata())
+        return StepStream(method, call(metadata=metadata), span)
 
     async def is_serving(self, timeout: float = 2.0) -> bool:
         """Whether the role says that it can do its work."""
@@ -124,6 +130,7 @@ class RpcChannel:
             )
         return self._calls[method.path]
 
-    def _metadata(self) -> list[tuple[str, str]]:
+    def _metadata(self, trace: spans.Metadata) -> list[tuple[str, str]]:
         identifier = structlog.contextvars.get_contextvars().get("request_id")
-        return [*([(REQUEST_ID_KEY, identifier)] if identifier else []), *self._authorization]
+        named = [(REQUEST_ID_KEY, identifier)] if identifier else []
+        return [*named, *trace, *self._authorization]

@@ -43,6 +43,11 @@ class Method(Generic[Request, Reply]):
         return f"/{self.service}/{self.name}"
 
 
+def span_attributes(method: Method[Any, Any]) -> dict[str, str]:
+    """What a span of a call says of its method, in OpenTelemetry's words."""
+    return {"rpc.system.name": "grpc", "rpc.method": method.path[1:]}
+
+
 def encoded(method: Method[Request, Any], request: Request) -> bytes:
     """A request's bytes; made before gRPC has it, which would send an empty message on failure.
 

@@ -14,6 +14,7 @@ import structlog
 import typer
 
 from sequoia.errors import IncompatibleModelsError
+from sequoia.metrics.endpoint import served
 from sequoia.rpc.server import RpcServer
 
 log = structlog.get_logger(__name__)
@@ -27,16 +28,34 @@ async def serve(
     port: int,
     get_ready: Callable[[], Awaitable[None]],
     let_go: Callable[[], Awaitable[None]] | None = None,
+    metrics_port: int = 0,
 ) -> None:
     """Listen at once, report SERVING when `get_ready` returns, and stop on SIGINT or SIGTERM.
 
-    When stopping, new calls are refused first, then `let_go` ends what is running.
+    When stopping, new calls are refused first, then `let_go` ends what is running. Meanwhile scrapes are
+    answered on `metrics_port`, unless that is 0.
 
     Prints `listening HOST:PORT` on stdout, for whoever started the process on port 0.
 
     Raises:
+        OSError: an address cannot be bound.
         whatever `get_ready` raises, after the server has stopped.
     """
+    try:
+        with served(server.registry, host, metrics_port):
+            await _serve(server, host, port, get_ready, let_go)
+    finally:
+        if server.tracer:
+            await asyncio.to_thread(server.tracer.close)
+
+
+async def _serve(
+    server: RpcServer,
+    host: str,
+    port: int,
+    get_ready: Callable[[], Awaitable[None]],
+    let_go: Callable[[], Awaitable[None]] | None,
+) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

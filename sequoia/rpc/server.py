@@ -11,10 +11,13 @@ import grpc
 from grpc.aio import EOF  # type: ignore[attr-defined]
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
 
 from sequoia.errors import NotReadyError
-from sequoia.rpc.call import Call, decoded
+from sequoia.rpc.call import Call, decoded, traced
 from sequoia.rpc.method import MESSAGE_LIMIT_BYTES, Method
+from sequoia.rpc.metrics import RpcMetrics
+from sequoia.tracing.spans import Tracer
 
 TRANSPORT_LIMIT_BYTES = 4 * MESSAGE_LIMIT_BYTES
 METADATA_LIMIT_BYTES = 8 * 2**10
@@ -39,17 +42,24 @@ def anyone(_: Context) -> None:
 class RpcServer:
     """Serves methods on one port; answers health from the start.
 
-    It reports NOT_SERVING until `set_serving(True)`.
+    It reports NOT_SERVING until `set_serving(True)`. What it counts is in its `registry`, to which the
+    role adds what it counts itself.
 
     Args:
         credentials: for TLS; None serves without it.
         reflection: whether callers may ask which services there are.
+        tracer: begins spans, for streams of answers and for whatever belongs to a trace; None for none.
     """
 
     def __init__(
-        self, credentials: grpc.ServerCredentials | None = None, *, reflection: bool = False
+        self,
+        credentials: grpc.ServerCredentials | None = None,
+        *,
+        reflection: bool = False,
+        tracer: Tracer | None = None,
     ) -> None:
         self.credentials = credentials
+        self.tracer = tracer
         self._reflects = reflection
         self._server = grpc.aio.server(
             options=[
@@ -68,6 +78,9 @@ class RpcServer:
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._reading: set[asyncio.Task[Any]] = set()  # calls that wait for their next request
         self._stopping = False
+        self._metrics = RpcMetrics()
+        self.registry = CollectorRegistry()
+        self.registry.register(self._metrics)
         self.port = 0
 
     def add_unary(
@@ -76,8 +89,9 @@ class RpcServer:
         """Serve a method that gives one answer."""
 
         async def serve(data: bytes, context: Context) -> Reply | None:
-            async with Call(method, context):
-                return await handler(decoded(method, data), context)
+            with traced(self.tracer, method, context):
+                async with Call(method, context, self._metrics):
+                    return await handler(decoded(method, data), context)
             return None
 
         self._add(method, grpc.unary_unary_rpc_method_handler, serve)
@@ -97,12 +111,13 @@ class RpcServer:
         """
 
         async def serve(data: bytes, context: Context) -> None:
-            async with Call(method, context):
-                admit(context)
-                request = decoded(method, data)
-                async with aclosing(handler(request, context)) as replies:
-                    async for reply in replies:
-                        await context.write(reply)
+            with traced(self.tracer, method, context, begins=True):
+                async with Call(method, context, self._metrics):
+                    admit(context)
+                    request = decoded(method, data)
+                    async with aclosing(handler(request, context)) as replies:
+                        async for reply in replies:
+                            await context.write(reply)
 
         self._add(method, grpc.unary_stream_rpc_method_handler, serve)
 
@@ -115,14 +130,15 @@ class RpcServer:
         """
 
         async def serve(_: Any, context: Context) -> None:
-            while True:
-                data = await self._next_request(context.read)
-                async with Call(method, context):
+            with traced(self.tracer, method, context):
+                while True:
+                    data = await self._next_request(context.read)
                     if data is EOF:
                         return
-                    if data is None:
-                        raise NotReadyError(STOPPING)
-                    await context.write(await handler(decoded(method, data), context))
+                    async with Call(method, context, self._metrics):
+                        if data is None:
+                            raise NotReadyError(STOPPING)
+                        await context.write(await handler(decoded(method, data), context))
 
         self._add(method, grpc.stream_stream_rpc_method_handler, serve)
 
@@ -142,6 +158,7 @@ class RpcServer:
             self._reading.discard(task)
 
     def _add(self, method: Method[Any, Any], make: Any, serve: Any) -> None:
+        self._metrics.add_method(method)
         self._handlers.setdefault(method.service, {})[method.name] = make(
             serve,
             request_deserializer=None,  # read in the call, after it has been let in
@@ -176,6 +193,7 @@ class RpcServer:
 
     async def set_serving(self, serving: bool) -> None:
         """Tell health checks whether this role can do its work."""
+        self._metrics.serving.set(serving)
         statuses = health_pb2.HealthCheckResponse
         status = statuses.SERVING if serving else statuses.NOT_SERVING
         for service in ("", *self._handlers):
@@ -184,6 +202,7 @@ class RpcServer:
     async def stop(self) -> None:
         """Refuse new calls and let running ones finish for a while."""
         await self._health.enter_graceful_shutdown()
+        self._metrics.serving.set(0)
         self._stopping = True
         for call in self._reading:
             call.cancel()

@@ -15,6 +15,7 @@ from grpc.aio import EOF  # type: ignore[attr-defined]
 from sequoia.errors import Reason
 from sequoia.rpc.errors import RemoteError, from_rpc_error
 from sequoia.rpc.method import Method, encoded
+from sequoia.tracing.spans import Span
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
@@ -37,11 +38,12 @@ class Steps(Protocol[Sent_contra, Received_co]):
 
 
 class StepStream(Generic[Request, Reply]):
-    """Steps over gRPC."""
+    """Steps over gRPC; `span` is the call's, where it is traced."""
 
-    def __init__(self, method: Method[Request, Reply], call: Any) -> None:
+    def __init__(self, method: Method[Request, Reply], call: Any, span: Span | None = None) -> None:
         self._method = method
         self._call = call
+        self._span = span
 
     async def take(self, request: Request, timeout: float) -> Reply:
         """See `Steps.take`."""
@@ -80,3 +82,5 @@ class StepStream(Generic[Request, Reply]):
     def close(self) -> None:
         """See `Steps.close`."""
         self._call.cancel()
+        if self._span:
+            self._span.end()

@@ -105,6 +105,11 @@ class DeviceThread:
 
         return await self.submit(run_one, None)
 
+    @property
+    def queued_count(self) -> int:
+        """Requests that wait for the thread."""
+        return len(self._jobs)
+
     def stop(self) -> None:
         """End the thread after the batch in hand; requests that still wait are refused."""
         with self._condition:

@@ -21,6 +21,7 @@ from sequoia.messages import Features, Prefill, Prefilled
 from sequoia.runtime.device import DeviceThread, finish
 from sequoia.runtime.features import pack_features
 from sequoia.runtime.forward import TreeModel
+from sequoia.runtime.metrics import WorkerMetrics
 from sequoia.runtime.pace import Pace
 from sequoia.runtime.segment import Segment
 from sequoia.runtime.sessions import Session, SessionTable
@@ -61,6 +62,7 @@ class Prefiller(Generic[Reply]):
         pace: how much a pass may read.
         features_read: what the model reads beside tokens.
         gives_features: whether sessions that ask for the model's own features get them.
+        metrics: where to count.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Prefiller(Generic[Reply]):
         pace: Pace,
         features_read: FeaturesRead,
         gives_features: bool,
+        metrics: WorkerMetrics,
     ) -> None:
         self._model = model
         self._sessions = sessions
@@ -78,6 +81,7 @@ class Prefiller(Generic[Reply]):
         self._pace = pace
         self._features_read = features_read
         self._gives_features = gives_features
+        self._metrics = metrics
 
     async def prefill(self, request: Prefill) -> Prefilled:
         """Open a session and read all tokens but the last, chunk by chunk.
@@ -94,6 +98,7 @@ class Prefiller(Generic[Reply]):
                 await self._device.submit(self._read, prompt, request.session_id)
             if session.is_closing:
                 raise closed_meanwhile(session.session_id)
+            self._metrics.opened.inc()
             return Prefilled(prompt.device_seconds, self._features_of(prompt))
 
     def _features_of(self, prompt: Prompt[Reply]) -> Features | None:
@@ -143,7 +148,9 @@ class Prefiller(Generic[Reply]):
                 prompt.features.append(pack_features(output.features))
         finish(self._model.device)  # the pace must be true
         seconds = self._pace.clock() - started
-        self._pace.has_read(sum(len(segment.token_ids) for segment in segments), seconds)
+        token_count = sum(len(segment.token_ids) for segment in segments)
+        self._pace.has_read(token_count, seconds)
+        self._metrics.has_read(token_count, seconds)
         for prompt in prompts:
             prompt.device_seconds += seconds
         return {}

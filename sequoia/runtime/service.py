@@ -16,6 +16,8 @@ from sequoia.rpc.role import serve
 from sequoia.rpc.server import Context, RpcServer
 from sequoia.runtime.device import DeviceThread
 from sequoia.runtime.worker import ModelWorker, Reply, Request
+from sequoia.tracing import spans
+from sequoia.tracing.spans import Tracer
 
 
 class WorkerService(Generic[Request, Reply]):
@@ -23,6 +25,7 @@ class WorkerService(Generic[Request, Reply]):
 
     def __init__(self, server: RpcServer, step: Method[Request, Reply]) -> None:
         self._worker: ModelWorker[Request, Reply] | None = None
+        self._registry = server.registry
         server.add_steps(step, self._step)
         server.add_unary(PREFILL, self._prefill)
         server.add_unary(CLOSE_SESSION, self._close_session)
@@ -32,6 +35,7 @@ class WorkerService(Generic[Request, Reply]):
     def set_worker(self, worker: ModelWorker[Request, Reply]) -> None:
         """Take calls from now on."""
         self._worker = worker
+        self._registry.register(worker.metrics)
 
     @property
     def worker(self) -> ModelWorker[Request, Reply]:
@@ -45,9 +49,11 @@ class WorkerService(Generic[Request, Reply]):
         return self._worker
 
     async def _step(self, request: Request, _: Context) -> Reply:
-        return await self.worker.step(request)
+        with spans.step_span(request.header.step):
+            return await self.worker.step(request)
 
     async def _prefill(self, request: Prefill, _: Context) -> Prefilled:
+        spans.note({"sequoia.token_count": len(request.token_ids)})
         return await self.worker.prefill(request)
 
     async def _close_session(self, session_id: str, _: Context) -> None:
@@ -69,6 +75,8 @@ async def serve_worker(
     batch_limit: int,
     credentials: grpc.ServerCredentials | None = None,
     reflection: bool = False,
+    metrics_port: int = 0,
+    tracer: Tracer | None = None,
 ) -> None:
     """Run a worker's process: listen, load the model, serve until stopped.
 
@@ -78,7 +86,7 @@ async def serve_worker(
     """
     if threads:
         torch.set_num_threads(threads)
-    server = RpcServer(credentials, reflection=reflection)
+    server = RpcServer(credentials, reflection=reflection, tracer=tracer)
     service = WorkerService(server, step)
     device = DeviceThread("device", batch_limit)
 
@@ -90,7 +98,7 @@ async def serve_worker(
     async def get_ready() -> None:
         service.set_worker(await device.run(load_on_device_thread))
 
-    await serve(server, host, port, get_ready)
+    await serve(server, host, port, get_ready, metrics_port=metrics_port)
 
 
 def leave_threads_to_engine(worker: ModelWorker[Request, Reply]) -> None:

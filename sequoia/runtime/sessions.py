@@ -135,11 +135,13 @@ class SessionTable(Generic[Reply]):
         kv_cache_limit_bytes: int,
         idle_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
+        on_evicted: Callable[[], None] = lambda: None,
     ) -> None:
         self.session_limit = session_limit
         self.kv_cache_limit_bytes = kv_cache_limit_bytes
         self._idle_seconds = idle_seconds
         self._clock = clock
+        self._on_evicted = on_evicted
         self._sessions: OrderedDict[str, Session[Reply]] = OrderedDict()
         self._in_use: set[Session[Reply]] = set()
         self._held_bytes = 0
@@ -276,6 +278,7 @@ class SessionTable(Generic[Reply]):
         for name, session in self._sessions.items():
             if not session.user_count and session.last_used <= latest:
                 self.drop(session)
+                self._on_evicted()
                 log.info("session evicted", session_id=name, kv_cache_bytes=session.counted_bytes)
                 return True
         return False

@@ -33,6 +33,7 @@ from sequoia.runtime.cache import KVCache
 from sequoia.runtime.device import DeviceThread, finish
 from sequoia.runtime.footprint import kv_bytes_per_token
 from sequoia.runtime.forward import PassOutput, TreeModel
+from sequoia.runtime.metrics import WorkerMetrics
 from sequoia.runtime.pace import LEAST_TOKENS, MOST_TOKENS, Pace
 from sequoia.runtime.prefilling import Prefiller
 from sequoia.runtime.segment import Segment
@@ -82,6 +83,7 @@ class ModelWorker(ABC, Generic[Request, Reply]):
     `clock` (seconds) measures passes.
     """
 
+    role: ClassVar[str]
     # Whether sessions that ask for the model's features get them.
     gives_features: ClassVar[bool]
 
@@ -99,9 +101,13 @@ class ModelWorker(ABC, Generic[Request, Reply]):
         self.tokenizer_sha256 = tokenizer_sha256
         self.limits = limits
         self.instance_id = uuid.uuid4().hex
+        self.metrics = WorkerMetrics(self.role)
         self._scratch = KVCache()
         self.sessions: SessionTable[Reply] = SessionTable(
-            limits.session_limit, limits.kv_cache_limit_bytes, limits.idle_seconds
+            limits.session_limit,
+            limits.kv_cache_limit_bytes,
+            limits.idle_seconds,
+            on_evicted=self.metrics.evicted.inc,
         )
         self.device = device or DeviceThread("device", limits.batch_limit)
         # Where all weights have to come by, a pass over a few tokens takes as long as one over many.
@@ -114,8 +120,15 @@ class ModelWorker(ABC, Generic[Request, Reply]):
             most = max(min(limits.node_limit, limits.pass_tokens, tree_tokens), 1)
             self.limits = replace(limits, node_limit=most)
         self._prefiller: Prefiller[Reply] = Prefiller(
-            model, self.sessions, self.device, self.pace, self.features_read, self.gives_features
+            model,
+            self.sessions,
+            self.device,
+            self.pace,
+            self.features_read,
+            self.gives_features,
+            self.metrics,
         )
+        self.metrics.show(self.info, lambda: self.device.queued_count)
 
     def info(self) -> WorkerInfo:
         """Who this worker is and what it holds now."""
@@ -258,7 +271,9 @@ class ModelWorker(ABC, Generic[Request, Reply]):
             results = self.run_steps(steps)
             for (session, request), (tree, reply) in zip(steps, results, strict=True):
                 session.finish_step(request.header, tree, reply, len(steps))
-            self.pace.has_stepped(self.pace.clock() - started)
+            seconds = self.pace.clock() - started
+            self.pace.has_stepped(seconds)
+            self.metrics.has_stepped(seconds, [tree.topology.node_count for tree, _ in results])
         except Exception as error:
             for session, _ in steps:
                 self.sessions.drop(session)

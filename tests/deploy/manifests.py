@@ -23,11 +23,15 @@ Resource = dict[str, Any]
 @cache
 def rendered(overlay: str) -> tuple[Resource, ...]:
     """All resources of an overlay; skips the test where nothing can render it."""
+    return rendered_folder(ROOT / "deploy" / "kubernetes" / "overlays" / overlay)
+
+
+def rendered_folder(folder: Path) -> tuple[Resource, ...]:
+    """The same of any folder with a kustomization."""
     commands = {"kustomize": ["kustomize", "build"], "kubectl": ["kubectl", "kustomize"]}
     command = next((words for tool, words in commands.items() if shutil.which(tool)), None)
     if command is None:
         pytest.skip("neither kustomize nor kubectl is installed")
-    folder = ROOT / "deploy" / "kubernetes" / "overlays" / overlay
     done = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return tuple(yaml.safe_load_all(done.stdout))

@@ -22,9 +22,8 @@ def command(role: str) -> Any:
 
 def variables(role: str) -> frozenset[str]:
     """Every variable that the role reads."""
-    return OTHERS | {
-        str(parameter.envvar) for parameter in command(role).params if parameter.envvar
-    }
+    named = [parameter.envvar or [] for parameter in command(role).params]
+    return OTHERS.union(*([one] if isinstance(one, str) else one for one in named))
 
 
 def default_port(role: str) -> int:

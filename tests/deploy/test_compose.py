@@ -23,6 +23,7 @@ SERVICES = {
     "target": "target_service",
     "draft": "draft_service",
 }
+OBSERVABILITY = ("prometheus", "grafana")
 VARIABLE = re.compile(r"(?<!\$)\$\{\w+:-([^}]*)\}")
 ADDRESSES = ("SEQUOIA_TARGET_ADDRESS", "SEQUOIA_DRAFT_ADDRESS", "SEQUOIA_REDIS")
 
@@ -92,7 +93,7 @@ def test_addresses_name_services_on_a_shared_network(compose: dict[str, Any]) ->
 
 def test_workers_and_redis_are_cut_off(compose: dict[str, Any]) -> None:
     """Only the coordinator has a port on the host, and only it and the models' service reach outside."""
-    services = compose["services"]
+    services = {name: one for name, one in compose["services"].items() if name not in OBSERVABILITY}
     inside = {name for name, network in compose["networks"].items() if network}
     assert all(compose["networks"][name] == {"internal": True} for name in inside)
     assert {name for name, one in services.items() if set(one["networks"]) - inside} == {
@@ -162,7 +163,7 @@ def test_models_can_be_written_by_the_one_who_fetches_them_alone(compose: dict[s
     mounts = {
         name: service["volumes"]
         for name, service in compose["services"].items()
-        if "volumes" in service
+        if "models" in str(service.get("volumes"))
     }
     assert mounts.pop("models") == ["models:/models"]
     assert mounts == {name: ["models:/models:ro"] for name in ("target", "draft", "coordinator")}
@@ -171,3 +172,43 @@ def test_models_can_be_written_by_the_one_who_fetches_them_alone(compose: dict[s
 def test_the_gpu_file_changes_services_that_are_there(compose: dict[str, Any]) -> None:
     """Both workers, and nothing else."""
     assert set(read(GPU)["services"]) == {"target", "draft"} <= set(compose["services"])
+
+
+def test_observability_is_asked_for(compose: dict[str, Any]) -> None:
+    """A profile starts it; its ports are this machine's; Grafana reaches Prometheus and no role."""
+    services = compose["services"]
+    profiled = {name for name, service in services.items() if "profiles" in service}
+    assert profiled == set(OBSERVABILITY)
+    for name in OBSERVABILITY:
+        assert services[name]["profiles"] == ["observability"]
+        assert all(port.startswith("127.0.0.1:") for port in services[name]["ports"])
+        assert re.search(r":v?\d+\.\d+\.\d+$", services[name]["image"])
+    assert services["grafana"]["networks"] == ["dashboards"]
+    assert set(services["prometheus"]["networks"]) == {"workers", "dashboards"}
+
+
+def test_prometheus_and_grafana_mount_files_that_are_there(compose: dict[str, Any]) -> None:
+    """Docker would make folders of those that are not."""
+    for name in OBSERVABILITY:
+        for volume in compose["services"][name]["volumes"]:
+            source, _, rest = volume.partition(":")
+            if source.startswith("."):
+                assert (ROOT / source).exists(), source
+                assert rest.endswith(":ro")
+
+
+def test_prometheus_scrapes_every_role_where_it_listens(compose: dict[str, Any]) -> None:
+    """One job a role, named after it, on a network that they share."""
+    scraping = yaml.safe_load((ROOT / "deploy" / "observability" / "prometheus.yml").read_text())
+    jobs = {
+        job["job_name"]: [t for one in job["static_configs"] for t in one["targets"]]
+        for job in scraping["scrape_configs"]
+    }
+    ports = {
+        name: compose["services"][name]["environment"]["SEQUOIA_METRICS_PORT"] for name in jobs
+    }
+    assert set(jobs) == set(SERVICES)
+    assert jobs == {name: [f"{name}:{port}"] for name, port in ports.items()}
+    for name in SERVICES:
+        shared = set(compose["services"][name]["networks"])
+        assert shared & set(compose["services"]["prometheus"]["networks"])

@@ -42,9 +42,23 @@ def test_roles_listen_where_their_probes_ask(resources: tuple[Resource, ...]) ->
     for role, container in role_containers(resources):
         port = roles.default_port(role)
         assert "SEQUOIA_PORT" not in environment_of(resources, container)
-        assert [one["containerPort"] for one in container["ports"]] == [port]
+        (listening,) = (one for one in container["ports"] if one["name"] == "grpc")
+        assert listening["containerPort"] == port
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert container[probe]["grpc"] == {"port": port}, (role, probe)
+
+
+def test_roles_are_scraped_where_they_answer(resources: tuple[Resource, ...]) -> None:
+    """The port of the variable is a port of the container, and the one of the annotation."""
+    for role, container in role_containers(resources):
+        port = environment_of(resources, container)["SEQUOIA_METRICS_PORT"]
+        (metrics,) = (one for one in container["ports"] if one["name"] == "metrics")
+        assert str(metrics["containerPort"]) == port
+        metadata = pod_of(named_workload(resources, container["name"]))["metadata"]
+        assert metadata["annotations"] == {
+            "prometheus.io/scrape": "true",
+            "prometheus.io/port": port,
+        }, role
 
 
 def test_roles_read_every_variable_that_they_are_given(resources: tuple[Resource, ...]) -> None:

@@ -17,6 +17,9 @@ from tests.deploy.manifests import (
 )
 
 CLIENT = "a client in another namespace"
+MONITORING = "Prometheus in another namespace"
+NAMESPACES = {CLIENT: {"sequoia/client": "true"}, MONITORING: {"sequoia/monitoring": "true"}}
+METRICS = 9464
 OUTSIDE = "the world outside"
 FLOWS = {
     (CLIENT, "coordinator", 50051),
@@ -26,6 +29,7 @@ FLOWS = {
     ("planner", "target", 50053),
     ("planner", "draft", 50052),
     ("planner", "redis", 6379),
+    *((MONITORING, role, METRICS) for role in ("coordinator", "planner", "target", "draft")),
 }
 
 
@@ -66,14 +70,18 @@ def may(
 
 
 def _is_peer(peer: Resource, other: dict[str, str] | str) -> bool:
-    if other == CLIENT:
-        return "namespaceSelector" in peer
+    if isinstance(other, str) and other in NAMESPACES:
+        selector = peer.get("namespaceSelector")
+        return selector is not None and selects(selector, NAMESPACES[other])
     return isinstance(other, dict) and "podSelector" in peer and selects(peer["podSelector"], other)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_only_these_may_speak_to_one_another(overlay: str) -> None:
-    """Clients reach coordinators alone; workers and Redis are reached by coordinators and the planner."""
+    """Clients reach coordinators alone; workers and Redis are reached by coordinators and the planner.
+
+    Prometheus reaches metrics and nothing else.
+    """
     resources = rendered(overlay)
     pods = {
         one["metadata"]["name"]: (pod_of(one)["metadata"]["labels"], containers_of(one)[-1])
@@ -84,14 +92,15 @@ def test_only_these_may_speak_to_one_another(overlay: str) -> None:
     flows = set()
     for name, container in listening.items():
         labels = pods[name][0]
-        port = container["ports"][0]["containerPort"]
-        if may(resources, "Ingress", labels, CLIENT, port, container):
-            flows.add((CLIENT, name, port))
-        for caller, (caller_labels, _) in pods.items():
-            arrives = may(resources, "Ingress", labels, caller_labels, port, container)
-            leaves = may(resources, "Egress", caller_labels, labels, port, None)
-            if arrives and leaves:
-                flows.add((caller, name, port))
+        for port in (one["containerPort"] for one in container["ports"]):
+            for stranger in NAMESPACES:
+                if may(resources, "Ingress", labels, stranger, port, container):
+                    flows.add((stranger, name, port))
+            for caller, (caller_labels, _) in pods.items():
+                arrives = may(resources, "Ingress", labels, caller_labels, port, container)
+                leaves = may(resources, "Egress", caller_labels, labels, port, None)
+                if arrives and leaves:
+                    flows.add((caller, name, port))
     assert flows == FLOWS
 
 

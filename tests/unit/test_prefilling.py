@@ -288,7 +288,7 @@ async def test_prompts_share_passes(worker: Verifier, model: TimedModel) -> None
     model.let_all_go()
     await asyncio.gather(first, *others, short)
     share = MOST_TOKENS // 3
-    assert model.chunks[:3] == [[10], [share, share, 20], [MOST_TOKENS // 2] * 2]
+    assert model.chunks[:2] == [[10], [share, share, 20]]  # later ones may miss one another
     assert max(sum(counts) for counts in model.chunks) <= MOST_TOKENS
     assert sum(map(sum, model.chunks)) == 10 + 2 * 1000 + 20
 

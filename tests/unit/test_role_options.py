@@ -32,6 +32,7 @@ FLAGS = {
 ALL_FLAGS = (
     *("--host", "--port", "--log-level", "SEQUOIA_PORT"),
     *("--tls-certificate", "--tls-key", "--tls-authority", "SEQUOIA_TLS_KEY", "--reflection"),
+    *("--metrics-port", "SEQUOIA_METRICS_PORT", "--otlp-endpoint", "--trace-steps"),
 )
 
 
@@ -86,7 +87,17 @@ def test_an_unknown_flag_is_named(role: str) -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize(
-    ("flag", "value"), [("--port", "65536"), ("--port", "x"), ("--log-level", "loud")]
+    ("flag", "value"),
+    [
+        ("--port", "65536"),
+        ("--port", "x"),
+        ("--log-level", "loud"),
+        ("--metrics-port", "65536"),
+        ("--metrics-port", "-1"),
+        ("--otlp-endpoint", "localhost:4317"),
+        ("--otlp-endpoint", "http://user:secret@localhost:4317"),
+        ("--trace-steps", "-1"),
+    ],
 )
 def test_a_wrong_flag_is_named(role: str, flag: str, value: str) -> None:
     """Not the usage alone."""
@@ -172,6 +183,8 @@ def test_a_wrong_flag_of_the_coordinator_is_named(flag: str, value: str) -> None
     [
         *((role, "SEQUOIA_PORT", "many") for role in ROLES),
         *((role, "SEQUOIA_LOG_LEVEL", "loud") for role in ROLES),
+        *((role, "SEQUOIA_METRICS_PORT", "many") for role in ROLES),
+        *((role, "OTEL_EXPORTER_OTLP_ENDPOINT", "nowhere") for role in ROLES),
         *((role, "SEQUOIA_DTYPE", "int8") for role in WORKERS),
         *((role, "SEQUOIA_KV_CACHE_LIMIT_BYTES", "1GB") for role in WORKERS),
         ("coordinator", "SEQUOIA_TARGET_ADDRESS", "nowhere"),
@@ -182,6 +195,18 @@ def test_a_wrong_flag_of_the_coordinator_is_named(flag: str, value: str) -> None
 def test_a_wrong_variable_is_named(role: str, variable: str, value: str) -> None:
     """The message names the variable, not only the flag that it stands for."""
     assert_refused(run(role, **{variable: value}), variable)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_traces_without_opentelemetry_say_what_to_install(
+    role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rather than run without traces that were asked for."""
+    monkeypatch.setitem(sys.modules, "sequoia.tracing.provider", None)
+    arguments = ["--otlp-endpoint", "http://localhost:4317"]
+    if role == "planner":
+        arguments += ["--draft-address", "localhost:1", "--redis", "redis://localhost"]
+    assert_refused(run(role, *arguments), "--otlp-endpoint", "pip install 'sequoia[tracing]'")
 
 
 @pytest.mark.parametrize("role", ["coordinator", "planner"])

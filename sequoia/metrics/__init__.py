@@ -1,0 +1,1 @@
+"""What a role counts of itself, and the HTTP endpoint where Prometheus reads it."""

@@ -1,0 +1,1 @@
+"""Traces of requests over all roles; OpenTelemetry is not loaded while they are off."""
