@@ -6,16 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from coordinator.request_limits import check_request
 from sequoia.errors import InvalidArgumentError, PromptTooLongError
 from sequoia.generation import ChatMessage, GenerationRequest
 from sequoia.messages import SessionSettings
-from sequoia.randomness import MAX_SEED
 from sequoia.settings import DrawRule
 
-STOP_STRING_LIMIT = 16
-STOP_STRING_BYTES_LIMIT = 256
-STOP_TOKEN_LIMIT = 64
-LOGPROB_LIMIT = 20
 MAX_NEW_TOKENS = 4096
 
 
@@ -64,16 +60,8 @@ class PromptReader:
             InvalidArgumentError: a field is outside its limits.
             PromptTooLongError: prompt and new tokens do not fit the context.
         """
-        _check_stops(request, self._limits.vocabulary_size)
-        if request.seed is not None and not 0 <= request.seed <= MAX_SEED:
-            raise InvalidArgumentError("seed", "must fit 64 bits", MAX_SEED, request.seed)
-        if request.logprob_count is not None and not 0 <= request.logprob_count <= LOGPROB_LIMIT:
-            raise InvalidArgumentError(
-                "logprob_count",
-                f"{request.logprob_count} is outside [0, {LOGPROB_LIMIT}]",
-                LOGPROB_LIMIT,
-                request.logprob_count,
-            )
+        check_request(request, self._limits.max_new_tokens)
+        _check_stop_tokens(request, self._limits.vocabulary_size)
         token_ids = self._tokens(request)
         max_new_tokens = self._max_new_tokens(request, len(token_ids))
         stops = frozenset(request.stop_token_ids)
@@ -105,10 +93,7 @@ class PromptReader:
         if request.chat is not None:
             field, token_ids = "chat", self._render(request.chat)
         elif request.text is not None:
-            field, token_ids = (
-                "text",
-                self._tokenizer(request.text).input_ids if request.text else [],
-            )
+            field, token_ids = "text", self._tokenizer(request.text).input_ids
         else:
             field, token_ids = "tokens.token_ids", list(request.token_ids or ())
         if not token_ids:
@@ -124,8 +109,6 @@ class PromptReader:
         return tuple(token_ids)
 
     def _render(self, chat: Sequence[ChatMessage]) -> list[int]:
-        if not chat or not any(message.content for message in chat):
-            raise InvalidArgumentError("chat.messages", "the conversation is empty", "one message")
         if not self._tokenizer.chat_template:
             raise InvalidArgumentError(
                 "chat", "this target has no chat template; send text or tokens instead", "text"
@@ -164,13 +147,6 @@ class PromptReader:
         wanted = request.max_new_tokens
         if wanted is None:
             return min(limits.default_new_tokens, limits.max_new_tokens, room)
-        if not 1 <= wanted <= limits.max_new_tokens:
-            raise InvalidArgumentError(
-                "max_new_tokens",
-                f"{wanted} is outside [1, {limits.max_new_tokens}]",
-                limits.max_new_tokens,
-                wanted,
-            )
         if wanted > room:
             raise PromptTooLongError(
                 f"max_new_tokens: {wanted} new tokens after a prompt of {prompt_length} exceed the "
@@ -189,26 +165,7 @@ def _draw_rule(request: GenerationRequest) -> DrawRule:
     return DrawRule.WITHOUT_REPLACEMENT if request.seed is None else DrawRule.COUPLED
 
 
-def _check_stops(request: GenerationRequest, vocabulary_size: int) -> None:
-    if len(request.stop_strings) > STOP_STRING_LIMIT:
-        count = len(request.stop_strings)
-        raise InvalidArgumentError(
-            "stop_strings", f"{count} exceed {STOP_STRING_LIMIT}", STOP_STRING_LIMIT, count
-        )
-    for index, stop in enumerate(request.stop_strings):
-        size = len(stop.encode())
-        if not 1 <= size <= STOP_STRING_BYTES_LIMIT:
-            raise InvalidArgumentError(
-                f"stop_strings[{index}]",
-                f"{size} bytes are outside [1, {STOP_STRING_BYTES_LIMIT}]",
-                STOP_STRING_BYTES_LIMIT,
-                size,
-            )
-    if len(request.stop_token_ids) > STOP_TOKEN_LIMIT:
-        count = len(request.stop_token_ids)
-        raise InvalidArgumentError(
-            "stop_token_ids", f"{count} exceed {STOP_TOKEN_LIMIT}", STOP_TOKEN_LIMIT, count
-        )
+def _check_stop_tokens(request: GenerationRequest, vocabulary_size: int) -> None:
     for index, token_id in enumerate(request.stop_token_ids):
         if not 0 <= token_id < vocabulary_size:
             raise InvalidArgumentError(

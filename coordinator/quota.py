@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sequoia.errors import ClientLimitError, PromptTooLongError, SequoiaError
+from sequoia.errors import ClientLimitError, PromptTooLongError
 
 MINUTE_SECONDS = 60.0
 # When a request of the same client will end nobody knows; a client that asks again now is refused.
@@ -105,13 +106,13 @@ class Client:
                 field="concurrency",
                 limit=limit,
                 value=self.active_count,
-                retry_after_seconds=CONCURRENCY_RETRY_SECONDS,
+                retry_after_seconds=_told(CONCURRENCY_RETRY_SECONDS),
             )
         self.active_count += 1
         spending = Spending(self)
         try:
             yield spending
-        except SequoiaError:
+        except Exception:
             spending.give_back()
             raise
         finally:
@@ -145,11 +146,11 @@ class Client:
         if seconds > 0.0:
             raise ClientLimitError(
                 f"tokens_per_minute: {self.name} has used up its {per_minute}; "
-                f"a prompt of {token_count} tokens can be sent in {seconds:.1f} s",
+                f"a prompt of {token_count} tokens can be sent in {_told(seconds)} s",
                 field="tokens_per_minute",
                 limit=per_minute,
                 value=token_count,
-                retry_after_seconds=f"{seconds:.1f}",
+                retry_after_seconds=_told(seconds),
             )
 
     def _filled_bucket(self) -> TokenBucket | None:
@@ -185,3 +186,8 @@ class Spending:
         """The request failed: without any text its prompt costs nothing."""
         if not self._has_text:
             self._client.charge(-self._prompt_tokens)
+
+
+def _told(seconds: float) -> str:
+    """A time as clients read it, in tenths and never less than it takes."""
+    return f"{max(math.ceil(10.0 * seconds), 1) / 10.0:.1f}"

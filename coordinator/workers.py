@@ -97,7 +97,7 @@ class Worker:
     def lost(self, error: SequoiaError) -> None:
         """Take the worker out of use until `watch` finds it again."""
         if self.is_available:
-            log.warning("worker lost", role=self.role, error=error.message)
+            log.warning("worker lost", worker=self.role, error=error.message)
         self.is_available = False
         if error.reason is Reason.DEADLINE_EXCEEDED:
             # It answers health checks and yet is too slow: not to be tried again at once.
@@ -122,7 +122,7 @@ class Worker:
                 model=info.model,
             )
         if self.info is None or self.info.instance_id != info.instance_id:
-            log.info("worker found", role=self.role, model=info.model, dtype=info.dtype)
+            log.info("worker found", worker=self.role, model=info.model, dtype=info.dtype)
         self.info = info
         self.is_available = True
         return info
@@ -138,7 +138,7 @@ class Worker:
                 await self.find(needed)
             except IncompatibleModelsError as error:
                 if refused != error.message:
-                    log.error("worker refused", role=self.role, error=error.message)
+                    log.error("worker refused", worker=self.role, error=error.message)
                 refused = error.message
 
     def close_session(self, session_id: str) -> None:
@@ -148,7 +148,7 @@ class Worker:
             try:
                 await self.channel.call(CLOSE_SESSION, session_id, timeout=CLOSE_TIMEOUT_SECONDS)
             except SequoiaError as error:
-                log.debug("session not closed", role=self.role, error=error.message)
+                log.debug("session not closed", worker=self.role, error=error.message)
 
         task = asyncio.create_task(close())
         self._closing.add(task)
@@ -267,7 +267,7 @@ class WorkerSession(Generic[Request, Reply]):
         """Open the session if it does not expect this step; says if it is fresh from its prefill."""
         if self._next_step != state.step:
             if self._was_opened:
-                log.info("session rebuilt", role=self.worker.role, step=state.step)
+                log.info("session rebuilt", worker=self.worker.role, step=state.step)
             self._was_opened = True
             self.disturbance_count += 1
             prefill = Prefill(

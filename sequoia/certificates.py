@@ -37,6 +37,10 @@ class CertificatesError(ValueError):
     """Certificates that cannot be made; the message names the file or the name at fault."""
 
 
+class HostNameError(CertificatesError):
+    """What should be a host name or an address is neither."""
+
+
 @dataclass(frozen=True, slots=True)
 class Authority:
     """Someone who signs."""
@@ -57,7 +61,8 @@ def write_certificates(folder: Path, names: Sequence[str], days: int) -> list[Pa
         The files written, in order.
 
     Raises:
-        CertificatesError: a name is none, or an authority that is there cannot sign.
+        HostNameError: a name is none.
+        CertificatesError: an authority that is there cannot sign.
         OSError: the folder cannot be written to.
     """
     alternatives = [_alternative(name) for name in (*LOCAL_NAMES, *names)]
@@ -81,7 +86,7 @@ def _alternative(name: str) -> x509.GeneralName:
     labels = name.removeprefix("*.").split(".")
     plain = all(label and label.replace("-", "").isalnum() and len(label) < 64 for label in labels)
     if not plain or not name.isascii() or len(name) > 253:
-        raise CertificatesError(f"{name!r:.80} is no host name and no address")
+        raise HostNameError(f"{name!r:.80} is no host name and no address")
     return x509.DNSName(name)
 
 

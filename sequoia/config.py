@@ -21,9 +21,10 @@ from sequoia.redis_url import RedisUrlError, check_redis_url
 
 PREFIX = "SEQUOIA_"
 DEFAULT_TARGET = "smollm2-135m-instruct"
-SIZE = re.compile(r"^(\d+(?:\.\d+)?)(KiB|MiB|GiB)?$")
+SIZE = re.compile(r"(\d+(?:\.\d+)?)(KiB|MiB|GiB)?")
+SIZE_LIMIT_BYTES = 2**60
 UNITS = {None: 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-ADDRESS = re.compile(r"^(\[[0-9a-fA-F:]+\]|[^:\s]+):(\d{1,5})$")
+ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[^:\s]+):(\d{1,5})")
 
 
 class DType(StrEnum):
@@ -63,7 +64,7 @@ def read_address(value: str | None) -> str | None:
     """Check HOST:PORT as typer wants a callback to."""
     if value is None:
         return None
-    match = ADDRESS.match(value)
+    match = ADDRESS.fullmatch(value)
     if not match or not 0 < int(match.group(2)) < 65536:
         raise typer.BadParameter(f"{value!r} is not HOST:PORT with a port from 1 to 65535")
     return value
@@ -71,13 +72,17 @@ def read_address(value: str | None) -> str | None:
 
 def read_size(value: str | int) -> int:
     """Bytes of `4GiB`, `512MiB`, `64KiB` or a plain number; typer's parser of sizes."""
-    match = SIZE.match(str(value))
+    match = SIZE.fullmatch(str(value))
     if not match:
-        raise typer.BadParameter(f"{value!r} is not a number of bytes, such as 4GiB or 536870912")
-    byte_count = round(float(match.group(1)) * UNITS[match.group(2)])
-    if byte_count < 1:
-        raise typer.BadParameter(f"{value!r} is not above 0")
-    return byte_count
+        raise typer.BadParameter(
+            f"{value!r:.80} is not a number of bytes, such as 4GiB or 536870912"
+        )
+    byte_count = float(match.group(1)) * UNITS[match.group(2)]
+    if byte_count > SIZE_LIMIT_BYTES:
+        raise typer.BadParameter(f"{value!r:.80} is more than {SIZE_LIMIT_BYTES} bytes")
+    if round(byte_count) < 1:
+        raise typer.BadParameter(f"{value!r:.80} is not above 0")
+    return round(byte_count)
 
 
 def _redis_url(value: str | None) -> str | None:

@@ -208,14 +208,14 @@ class RoleProcess:
         if self._process and not self.has_ended:
             self._process.terminate()
 
-    def wait(self) -> None:
-        """Wait for the end; a process that does not come to it is killed."""
+    def wait(self, seconds: float) -> None:
+        """Wait for the end; a process that does not come to it in so many seconds is killed."""
         if self._process is None:
             return
         try:
-            self._process.wait(STOP_SECONDS)
+            self._process.wait(max(seconds, 0.0))
         except subprocess.TimeoutExpired:
-            log.warning("role killed", role=self.module)
+            log.warning("role killed", process=self.module)
             self._process.kill()
             self._process.wait()
         self._close_output()
@@ -367,12 +367,12 @@ class LocalSystem:
         while not self._stopping.wait(RESTART_SECONDS):
             for role in self._roles:
                 if role.has_ended and not self._stopping.is_set():
-                    log.warning("role ended, starting it again", role=role.module)
+                    log.warning("role ended, starting it again", process=role.module)
                     try:
                         role.start()
                         role.wait_until_listening()
-                    except LaunchError as error:
-                        log.error("role not started", role=role.module, error=str(error))
+                    except (LaunchError, OSError) as error:
+                        log.error("role not started", process=role.module, error=str(error))
 
     def _stop(self) -> None:
         self._stopping.set()
@@ -380,8 +380,9 @@ class LocalSystem:
             self._keeper.join(STOP_SECONDS)
         for role in reversed(self._roles):
             role.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
         for role in reversed(self._roles):
-            role.wait()
+            role.wait(deadline - time.monotonic())
         if self._valkey:
             self._valkey.stop()
 

@@ -43,7 +43,7 @@ def pair_name(draft: WorkerInfo | None, target: WorkerInfo | None) -> str:
     return hashlib.sha256(names.encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class PlannedTree:
     """The tree for one class of requests when `batch_size` of them are in flight.
 
@@ -72,11 +72,11 @@ class PlannedTree:
             if not math.isfinite(value) or value < 0:
                 raise PlanError(f"{name}: {value} is not a finite number of at least 0")
         try:
-            Topology(self.parents)
+            _ = self.topology
         except TreeError as error:
             raise PlanError(f"parents: {error}") from error
 
-    @property
+    @cached_property
     def topology(self) -> Topology:
         """The shape."""
         return Topology(self.parents)

@@ -93,7 +93,7 @@ def read_sizes(value: str) -> str:
 
 def split_sizes(value: str) -> tuple[int, ...]:
     """The sizes of an option in bytes, each once, ascending."""
-    return tuple(sorted({config.read_size(part) for part in value.split(",") if part}))
+    return tuple(sorted({config.read_size(part.strip()) for part in value.split(",") if part}))
 
 
 def split_shares(value: str) -> tuple[float, ...]:

@@ -15,6 +15,7 @@ from sequoia.bench.environment import Environment
 from sequoia.bench.errors import HostError, UnavailableError
 from sequoia.bench.host import ProcessHost
 from sequoia.bench.interleave import Spread, take_turns
+from sequoia.bench.offload.budgets import require_budgets
 from sequoia.bench.offload.compute import MakeComputeTimer
 from sequoia.bench.offload.disk import DiskReader
 from sequoia.bench.offload.figures import ACCELERATE, ACCELERATE_CACHED, PassTime, Row, Setting
@@ -63,11 +64,13 @@ class OffloadBenchmark:
         """Measure and report.
 
         Raises:
+            OptionError: a budget in which the target cannot run.
             BenchmarkError: ours failed, the planner is not running, or the disk takes no direct reads.
             PromptsError, ModelError, WidenError, SequoiaError: as their makers say.
         """
         device, dtype = chosen_place(DEVICE, self.dtype)
         models = self.models.find(getattr(torch, dtype))
+        require_budgets(models.target, getattr(torch, dtype), self.device_memory, self.budgets)
         texts = read_prompt_tokens(
             str(models.target), self.prompts, self.prompt_count, self.max_new_tokens
         )

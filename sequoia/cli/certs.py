@@ -28,12 +28,16 @@ def certs(
 
     Authorities that the folder already holds sign again, which renews the certificates.
     """
-    from sequoia.certificates import CertificatesError, write_certificates
+    from sequoia.certificates import CertificatesError, HostNameError, write_certificates
 
     try:
         written = write_certificates(out, name or [], days)
+    except HostNameError as error:
+        config.fail(f"--name: {error}", 2)
     except CertificatesError as error:
-        config.fail(str(error), 2)
+        config.fail(f"--out: {error}", 2)
+    except (FileExistsError, NotADirectoryError) as error:
+        config.fail(f"--out: {error.filename}: is no folder", 2)
     except OSError as error:
         config.fail(f"--out: {error.filename or out}: {error.strerror}", 2)
     for path in written:

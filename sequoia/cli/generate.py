@@ -12,15 +12,21 @@ from typing import Annotated
 
 import typer
 
+from coordinator.prompt import MAX_NEW_TOKENS
+from coordinator.request_limits import check_request
 from sequoia import config, security_options
 from sequoia.cli.session import interrupt_on_terminate, quiet_system
 from sequoia.errors import Reason, SequoiaError
 from sequoia.generation import ChatMessage, Completion, FinishReason, GenerationRequest
 from sequoia.launcher import LaunchOptions
+from sequoia.randomness import MAX_SEED
 from sequoia.rpc.channel import Endpoint
 from sequoia.rpc.generation_codec import GENERATE
+from sequoia.rpc.method import encoded
 from sequoia.security import endpoint
 from sequoia.settings import SamplingSettings
+
+COUNT_LIMIT = 2**32 - 1  # what the wire holds; a coordinator's own limit is its to say
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +84,15 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="No chat template.")] = False,
     temperature: Annotated[float, typer.Option(help="0 means greedy.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Keep this much of the mass.")] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="Keep this many tokens; 0 keeps all.")] = 0,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 256,
+    top_k: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Keep this many tokens; 0 keeps all.")
+    ] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MAX_SEED, help="The same seed gives the same text.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, max=COUNT_LIMIT, help="Most tokens to generate.")
+    ] = 256,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends the generation.")] = None,
     no_speculation: Annotated[
         bool, typer.Option("--no-speculation", help="One token a step, from the target alone.")
@@ -128,6 +140,10 @@ def generate(
             place = endpoint(address, tls_certificate, tls_key, tls_authority, token_file)
             answer = asyncio.run(ask(place, request, show))
         else:
+            encoded(
+                GENERATE, request
+            )  # what the wire cannot hold is refused before anything starts
+            check_request(request, MAX_NEW_TOKENS)
             with quiet_system(options) as system:
                 answer = asyncio.run(ask(Endpoint(system.address), request, show))
     except SequoiaError as error:

@@ -24,6 +24,7 @@ import typer
 from planner.latency import Curve, Latency
 from planner.solver import SolvedTree, choose, solve
 from planner.vector import SUM_SLACK, require_vector
+from sequoia import config
 from sequoia.tree import MAX_NODES, Topology
 
 MAX_LEVELS = MAX_NODES
@@ -62,8 +63,7 @@ def plan(
         else:
             report = _plan_for(vector, _read_latency(latency), max_nodes, max_levels)
     except _InputError as error:
-        typer.echo(f"sequoia plan: {error}", err=True)
-        raise typer.Exit(2) from None
+        config.fail(str(error), 2)
     if json_output:
         typer.echo(json.dumps(report))
     else:

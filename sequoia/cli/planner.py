@@ -14,8 +14,8 @@ from rich.text import Text
 
 from sequoia import config, security_options
 from sequoia.cli.planner_view import as_json, as_tables
-from sequoia.cli.session import interrupt_on_terminate
-from sequoia.errors import SequoiaError
+from sequoia.cli.session import interrupt_on_terminate, say
+from sequoia.errors import Reason, SequoiaError
 from sequoia.planner_report import Report
 from sequoia.rpc.channel import Endpoint
 from sequoia.rpc.planner_codec import GET_REPORT
@@ -59,7 +59,7 @@ def watch(
 ) -> None:
     """Show the same again and again, until Ctrl-C; into a pipe, one report after the other.
 
-    A planner that goes away later is waited for.
+    A planner that is still measuring is waited for, and so is one that goes away later.
     """
     place = endpoint(address, tls_certificate, tls_key, tls_authority)
     interrupt_on_terminate()
@@ -90,24 +90,32 @@ async def _ask_for_ever(place: Endpoint, interval: float, put: Callable[[Group],
     """Put a report every so many seconds.
 
     Raises:
-        SequoiaError: there is no first report.
+        SequoiaError: there is no first report, and not because the planner is still measuring.
     """
     channel = place.open()
     report: Report | None = None
+    is_waiting = False
     try:
         while True:
             complaint = ""
             try:
                 report = await channel.call(GET_REPORT, None, timeout=CALL_SECONDS)
             except SequoiaError as error:
-                if report is None:
-                    raise
                 complaint = _complaint(place.address, error)
-            put(Group(as_tables(report), Text(complaint, style="red")))
+                if report is None:
+                    if error.reason is not Reason.NOT_READY:
+                        raise
+                    if not is_waiting:
+                        say(complaint)
+                    is_waiting = True
+            if report is not None:
+                put(Group(as_tables(report), Text(complaint, style="red")))
             await asyncio.sleep(interval)
     finally:
         await channel.close()
 
 
 def _complaint(address: str, error: SequoiaError) -> str:
+    if error.reason is Reason.NOT_READY:
+        return f"{error.reason}: the planner at {address} is still measuring: {error.message}"
     return f"{error.reason}: no report from the planner at {address}: {error.message}"

@@ -13,6 +13,7 @@ import typer
 from sequoia import config
 from sequoia.embedded_valkey import EmbeddedValkeyError
 from sequoia.launcher import LaunchError, LaunchOptions, LocalSystem
+from sequoia.log import configure_logging
 from sequoia.runtime.catalogue import ModelError, default_draft, resolve
 from sequoia.runtime.progress import stderr_progress
 
@@ -21,10 +22,11 @@ LOG_TAIL_LINES = 15
 
 @contextmanager
 def quiet_system(options: LaunchOptions) -> Iterator[LocalSystem]:
-    """A system whose logs go to a file; progress is told on stderr.
+    """A system whose logs go to a file; progress and the launcher's warnings are told on stderr.
 
     Ends the process with status 1 and one clear message when the system does not start.
     """
+    configure_logging("launcher", config.LogLevel.WARNING)
     fetch_models(options)
     with tempfile.NamedTemporaryFile(prefix="sequoia-", suffix=".log") as errors:
         try:

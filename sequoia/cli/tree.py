@@ -7,6 +7,7 @@ class of requests and load.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -120,6 +121,12 @@ def _topology(source: str, parents: object) -> Topology:
 
 def _tokens(source: str, found: dict[str, object]) -> float:
     tokens = found.get("expected_tokens", 0.0)
-    if isinstance(tokens, bool) or not isinstance(tokens, int | float):
-        raise _InputError(f"{source}: expected_tokens is {str(tokens)[:40]!r}, must be a number")
-    return float(tokens)
+    try:
+        number = float(tokens) if isinstance(tokens, int | float) else math.nan
+    except OverflowError:
+        number = math.inf
+    if isinstance(tokens, bool) or not (math.isfinite(number) and number >= 0):
+        raise _InputError(
+            f"{source}: expected_tokens is {str(tokens)[:40]!r}, must be a finite number >= 0"
+        )
+    return number

@@ -11,6 +11,7 @@ from sequoia.cli.session import fetch_models, interrupt_on_terminate
 from sequoia.embedded_valkey import EmbeddedValkeyError
 from sequoia.launcher import LaunchError, LaunchOptions, LocalSystem
 from sequoia.log import configure_logging
+from sequoia.rpc.listening import require_bindable
 from sequoia.security import redis_url, tls_files
 
 
@@ -63,6 +64,10 @@ def up(
         reflection=reflection,
         metrics_port=metrics_port,
     )
+    try:
+        require_bindable(host, port)
+    except OSError as error:
+        config.fail(str(error))
     try:
         fetch_models(options)
         with LocalSystem(options) as system:

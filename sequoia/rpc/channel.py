@@ -83,7 +83,7 @@ class RpcChannel:
                     metadata=self._metadata(spans.metadata()),
                 )
             except grpc.aio.AioRpcError as error:
-                raise from_rpc_error(error) from error
+                raise from_rpc_error(error, self.address, method.service) from error
             return reply
 
     async def stream(
@@ -97,7 +97,7 @@ class RpcChannel:
             async for reply in call:
                 yield reply
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
+            raise from_rpc_error(error, self.address, method.service) from error
         finally:
             call.cancel()
 

@@ -49,6 +49,15 @@ CODES: dict[Reason, grpc.StatusCode] = {
     Reason.DEADLINE_EXCEEDED: grpc.StatusCode.DEADLINE_EXCEEDED,
     Reason.INTERNAL: grpc.StatusCode.INTERNAL,
 }
+# What answers to a service, as people call it.
+_ROLES = {
+    "sequoia.v1.GenerationService": "coordinator",
+    "sequoia.v1.WorkerService": "worker",
+    "sequoia.v1.DraftService": "draft worker",
+    "sequoia.v1.TargetService": "target worker",
+    "sequoia.v1.PlannerService": "planner",
+}
+_NOT_CONNECTED = "failed to connect to all addresses"  # gRPC's words for it
 _REASONS_WITHOUT_DETAILS = {
     grpc.StatusCode.UNAVAILABLE: Reason.WORKER_UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED: Reason.DEADLINE_EXCEEDED,
@@ -83,8 +92,16 @@ def shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def from_rpc_error(error: grpc.aio.AioRpcError) -> RemoteError:
-    """The failure behind a failed call, whether our server or gRPC itself reported it."""
+def from_rpc_error(
+    error: grpc.aio.AioRpcError, address: str = "", service: str = ""
+) -> RemoteError:
+    """The failure behind a failed call, whether our server or gRPC itself reported it.
+
+    Args:
+        error: as gRPC raised it.
+        address: HOST:PORT that was called; empty where that is not known.
+        service: full name of the service that was called.
+    """
     trailing: Any = error.trailing_metadata() or ()
     for key, value in trailing:
         if key == _DETAILS_KEY and isinstance(value, bytes):
@@ -92,7 +109,13 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> RemoteError:
             if info is not None:
                 return RemoteError(Reason(info.reason), error.details() or "", dict(info.metadata))
     reason = _REASONS_WITHOUT_DETAILS.get(error.code(), Reason.INTERNAL)
-    return RemoteError(reason, error.details() or error.code().name, {})
+    message = error.details() or error.code().name
+    if address and error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        sentence = f"{address} is no {_ROLES.get(service, service)}"
+        return RemoteError(Reason.INVALID_ARGUMENT, sentence, {"field": "address"})
+    if address and message.startswith(_NOT_CONNECTED) and "handshake" not in message.lower():
+        message = f"nobody answers at {address}"
+    return RemoteError(reason, message, {})
 
 
 def _error_info(data: bytes) -> ErrorInfo | None:

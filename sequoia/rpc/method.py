@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -52,12 +52,36 @@ def encoded(method: Method[Request, Any], request: Request) -> bytes:
     """A request's bytes; made before gRPC has it, which would send an empty message on failure.
 
     Raises:
-        InvalidArgumentError: a number does not fit its field.
+        InvalidArgumentError: a number or a text does not fit its field, which is named.
     """
     try:
         return method.encode_request(request)
     except ValueError as error:
-        raise InvalidArgumentError(method.name, str(error), "the field's type") from error
+        parts = _parts(request, "")
+        unfit = (path for path, value in parts if not _is_encodable(value, error))
+        raise InvalidArgumentError(
+            next(unfit, method.name), str(error), "the field's type"
+        ) from error
+
+
+def _parts(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every value in a request that holds no others, with its path."""
+    if is_dataclass(value):
+        for field in fields(value):
+            inner = f"{path}.{field.name}" if path else field.name
+            yield from _parts(getattr(value, field.name), inner)
+    elif isinstance(value, tuple | list):
+        for index, item in enumerate(value):
+            yield from _parts(item, f"{path}[{index}]")
+    else:
+        yield path, value
+
+
+def _is_encodable(value: Any, error: ValueError) -> bool:
+    """Whether a value is not the one that protobuf complains of; it names the value alone."""
+    if isinstance(value, str) and isinstance(error, UnicodeEncodeError):
+        return value != error.object
+    return not isinstance(value, int) or not str(error).endswith(f": {value}")
 
 
 def parse(message_type: type[AnyMessage], data: bytes) -> AnyMessage:

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from sequoia.errors import NotReadyError
 from sequoia.rpc.call import Call, decoded, traced
+from sequoia.rpc.listening import require_bindable
 from sequoia.rpc.method import MESSAGE_LIMIT_BYTES, Method
 from sequoia.rpc.metrics import RpcMetrics
 from sequoia.tracing.spans import Tracer
@@ -179,6 +180,7 @@ class RpcServer:
             names = [*self._handlers, health.SERVICE_NAME, reflection.SERVICE_NAME]
             reflection.enable_server_reflection(names, self._server)
         await self.set_serving(False)
+        require_bindable(host, port)
         address = f"{host}:{port}"
         try:
             self.port = (
@@ -187,7 +189,7 @@ class RpcServer:
                 else self._server.add_insecure_port(address)
             )
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {address}: {error}") from error
+            raise OSError(f"cannot listen on {address}") from error
         await self._server.start()
         return self.port
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -160,6 +161,37 @@ def test_generate_starts_and_ends_a_system_of_its_own(pair: list[str]) -> None:
     assert len(str(answer["token_ids"]).split(",")) == answer["completion_token_count"]
 
 
+def test_up_does_not_begin_where_its_port_is_in_use() -> None:
+    """It is told before models are fetched and roles started."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [*SEQUOIA, "up", "--target", "/no/such/model", "--port", str(port)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr == f"error: port {port} is in use; --port 0 takes a free one\n"
+
+
+def test_a_system_that_a_command_starts_keeps_its_warnings_from_stdout(pair: list[str]) -> None:
+    """A role that dies meanwhile is told on stderr: stdout is the command's own."""
+    program = (
+        "import os, signal, sys, time\n"
+        "from sequoia.cli.session import quiet_system\n"
+        "from sequoia.launcher import LaunchOptions\n"
+        "with quiet_system(LaunchOptions(sys.argv[1], sys.argv[2], max_batch_size=1)) as system:\n"
+        "    lost = system.role('planner').pid\n"
+        "    os.kill(lost, signal.SIGKILL)\n"
+        "    while system.role('planner').pid == lost:\n"
+        "        time.sleep(0.05)\n"
+    )
+    command = [sys.executable, "-c", program, pair[1], pair[3]]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert ended.stdout == ""
+    warning = next(line for line in ended.stderr.splitlines() if line.startswith("{"))
+    found = json.loads(warning)
+    assert found["event"] == "role ended, starting it again"
+    assert (found["role"], found["process"]) == ("launcher", "planner")
+
+
 @pytest.mark.parametrize(
     ("arguments", "variables", "status", "words"),
     [
@@ -172,7 +204,7 @@ def test_generate_starts_and_ends_a_system_of_its_own(pair: list[str]) -> None:
         (["up", "--target", "/no/such/model"], {}, 1, ["/no/such/model"]),
         (["generate", "--temperature", "nan", "hi"], {}, 2, ["temperature", "[0, 100]"]),
         (["generate", "--address", "nowhere", "hi"], {}, 2, ["--address", "HOST:PORT"]),
-        (["generate", "--address", "127.0.0.1:9", "hi"], {}, 1, ["127.0.0.1:9"]),
+        (["generate", "--address", "127.0.0.1:9", "hi"], {}, 1, ["nobody answers at 127.0.0.1:9"]),
     ],
 )
 def test_a_wrong_word_is_named(

@@ -314,5 +314,6 @@ async def test_a_number_that_fits_no_field_is_refused_by_the_caller(
     stack: Stack, fields: dict[str, Any]
 ) -> None:
     """What the wire cannot hold is an error before anything is sent, not an empty request."""
-    with pytest.raises(InvalidArgumentError):
+    with pytest.raises(InvalidArgumentError) as refused:
         await stack.generate(replace(GOOD, **fields))
+    assert [refused.value.metadata["field"]] == list(fields)

@@ -194,7 +194,7 @@ async def test_statistics_wait_for_redis_and_begin_anew(
 async def test_without_a_plan_there_is_no_report(
     pair: tuple[Path, Path], valkey: EmbeddedValkey
 ) -> None:
-    """The refusal says what is missing, on the wire and on the command line."""
+    """The refusal says what is missing, on the wire and on the command line; to watch waits for it."""
     target = TargetRole(pair[0], WorkerLimits())
     draft = DraftRole(pair[1], pair[0], WorkerLimits())
     target.port = draft.port = 1
@@ -202,10 +202,21 @@ async def test_without_a_plan_there_is_no_report(
         with pytest.raises(SequoiaError) as refused:
             await report_of(planner)
         status, out, errors = await command("show", "--address", planner.channel.address)
+        watching = await _started(
+            "watch", "--address", planner.channel.address, "--interval", "0.1"
+        )
+        assert watching.stderr
+        async with asyncio.timeout(SECONDS):
+            waits = await watching.stderr.readline()
+        await asyncio.sleep(0.5)  # several looks
+        watching.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(watching.communicate(), SECONDS) == (b"", b"")
+        assert watching.returncode == 130
+    assert b"is still measuring" in waits
     assert refused.value.reason is Reason.NOT_READY
     assert (status, out) == (1, "")
     assert "NOT_READY" in errors
-    assert "no plan has been published yet" in errors
+    assert "is still measuring: no plan has been published yet" in errors
 
 
 async def command(*arguments: str) -> tuple[int, str, str]:
@@ -269,4 +280,5 @@ async def test_another_role_is_no_planner(pair: tuple[Path, Path]) -> None:
         status, _, errors = await command("show", "--address", stack.channel.address)
     assert status == 1
     assert "no report from the planner" in errors
+    assert "is no planner" in errors
     assert "Traceback" not in errors

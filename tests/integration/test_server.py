@@ -13,11 +13,13 @@ from structlog.testing import capture_logs
 
 from draft_service.grower import Grower
 from sequoia.errors import Reason
+from sequoia.generation import GenerationRequest
 from sequoia.messages import GrownTree, GrowTree
 from sequoia.plans import BUILT_IN_PLAN, Plan
 from sequoia.rpc.channel import _OPTIONS, RpcChannel
 from sequoia.rpc.codec import GET_INFO, GROW_TREE
 from sequoia.rpc.errors import RemoteError
+from sequoia.rpc.generation_codec import GENERATE
 from sequoia.rpc.planner_codec import REPLAN
 from sequoia.rpc.server import Context, RpcServer
 from sequoia.runtime.forward import TreeModel
@@ -106,6 +108,33 @@ async def test_reflection_lists_the_services(role: Role) -> None:
         async for reply in stub.ServerReflectionInfo(iter([request])):
             names = {service.name for service in reply.list_services_response.service}
             assert {"sequoia.v1.DraftService", "grpc.health.v1.Health"} <= names
+
+
+async def test_a_port_in_use_is_told_without_grpcs_hints(
+    role: Role, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In one sentence; nothing else is written."""
+    port = role.server.port
+    with pytest.raises(OSError, match=f"^port {port} is in use; --port 0 takes a free one$"):
+        await RpcServer().start(HOST, port)
+    assert capfd.readouterr().err == ""
+
+
+async def test_calls_to_the_wrong_address_are_told_so(role: Role) -> None:
+    """That of another role, and one where nobody is."""
+    wrong = RpcChannel(f"{HOST}:{role.server.port}")
+    with pytest.raises(RemoteError, match=f"^{HOST}:{role.server.port} is no planner$") as raised:
+        await wrong.call(REPLAN, None)
+    assert raised.value.reason is Reason.INVALID_ARGUMENT
+    with pytest.raises(RemoteError, match=f"{HOST}:{role.server.port} is no coordinator"):
+        async for _ in wrong.stream(GENERATE, GenerationRequest(text="hello")):
+            pass
+    await wrong.close()
+    empty = RpcChannel(f"{HOST}:1")
+    with pytest.raises(RemoteError, match=f"^nobody answers at {HOST}:1$") as raised:
+        await empty.call(REPLAN, None)
+    assert raised.value.reason is Reason.WORKER_UNAVAILABLE
+    await empty.close()
 
 
 async def test_reflection_is_off_unless_asked_for() -> None:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from sequoia.bench.environment import Environment
 from sequoia.bench.errors import BenchmarkError, OptionError, UnavailableError
 from sequoia.bench.interleave import Spread
+from sequoia.bench.offload.budgets import require_budgets
 from sequoia.bench.offload.compute import MakeComputeTimer, for_all_layers
 from sequoia.bench.offload.disk import BLOCK_BYTES, DiskReader
 from sequoia.bench.offload.figures import (
@@ -247,7 +248,20 @@ def test_a_target_is_named_or_widened(tmp_path: Path, word_folders: tuple[Path, 
 def test_budgets_are_sizes_in_their_order() -> None:
     """Each once; none where none is named."""
     assert split_sizes("3GiB,1024MiB,3GiB") == (GIB, 3 * GIB)
+    assert split_sizes("1GiB, 3GiB") == (GIB, 3 * GIB)
     assert split_sizes("") == ()
+
+
+def test_budgets_in_which_the_target_cannot_run_are_named(word_folders: tuple[Path, Path]) -> None:
+    """With their option and what they must exceed, and without a process being started."""
+    target = word_folders[0]
+    require_budgets(target, torch.float32, GIB, (2 * GIB, 3 * GIB))
+    for device_memory, budgets, option in (
+        (100 * 2**20, (), "--device-memory"),
+        (GIB, (2 * GIB, 100 * 2**20), "--budgets"),
+    ):
+        with pytest.raises(OptionError, match=rf"^{option}: 104857600 bytes .*{target}.*\d+MiB"):
+            require_budgets(target, torch.float32, device_memory, budgets)
 
 
 @pytest.mark.parametrize("has_budgets", [False, True])

@@ -113,7 +113,7 @@ def test_a_name_that_is_none_is_named(tmp_path: Path, name: str) -> None:
     result = CliRunner().invoke(app, ["certs", "--out", str(tmp_path / "out"), "--name", name])
 
     assert result.exit_code == 2
-    assert "no host name" in result.stderr
+    assert result.stderr.startswith(f"error: --name: {name!r} is no host name"[:80])
     assert not (tmp_path / "out").exists()
 
 
@@ -124,6 +124,14 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
 
     assert result.exit_code == 2
     assert result.stderr.startswith("error: --out: ")
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    """Neither where the folder should be nor above it."""
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        result = CliRunner().invoke(app, ["certs", "--out", str(out)])
+        assert (result.exit_code, result.stderr) == (2, f"error: --out: {out}: is no folder\n")
 
 
 def test_the_files_made_are_the_files_that_roles_take(made: Path) -> None:

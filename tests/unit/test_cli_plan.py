@@ -39,7 +39,7 @@ def assert_refused(result: Result, *words: str) -> None:
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith("sequoia plan: ")
+    assert result.stderr.startswith("error: ")
     for word in words:
         assert word in result.stderr
 

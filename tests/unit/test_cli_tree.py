@@ -90,6 +90,9 @@ def test_a_plan_names_its_trees_by_class_and_load(tmp_path: Path) -> None:
         ('{"parents": []}', ["parents: a tree needs"]),
         ('{"parents": [-1, 1]}', ["parents: node 1"]),
         ('{"parents": [-1], "expected_tokens": "x"}', ["expected_tokens is 'x'"]),
+        ('{"parents": [-1], "expected_tokens": 1e400}', ["expected_tokens is 'inf'", "finite"]),
+        ('{"parents": [-1], "expected_tokens": 1' + "0" * 400 + "}", ["must be a finite number"]),
+        ('{"parents": [-1], "expected_tokens": -1}', ["expected_tokens is '-1'"]),
         ('{"trees": []}', ["created_at", "missing"]),
     ],
 )

@@ -127,6 +127,37 @@ def test_failures_of_grpc_itself_have_a_reason(code: grpc.StatusCode, reason: Re
     assert from_rpc_error(failure(code, "socket closed")).reason is reason
 
 
+def test_a_service_that_is_not_there_is_told_by_its_role() -> None:
+    """Where the address is known: it belongs to something else."""
+    error = failure(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+    told = from_rpc_error(error, "127.0.0.1:1", "sequoia.v1.GenerationService")
+    assert (told.reason, told.message) == (
+        Reason.INVALID_ARGUMENT,
+        "127.0.0.1:1 is no coordinator",
+    )
+    assert told.metadata == {"field": "address"}
+
+
+@pytest.mark.parametrize(
+    ("details", "message"),
+    [
+        (
+            "failed to connect to all addresses; last error: UNKNOWN: Connection refused",
+            "nobody answers at host:1",
+        ),
+        (
+            "failed to connect to all addresses; last error: UNKNOWN: Ssl handshake failed",
+            "failed to connect to all addresses; last error: UNKNOWN: Ssl handshake failed",
+        ),
+        ("Socket closed", "Socket closed"),
+    ],
+)
+def test_an_address_without_an_answer_is_named(details: str, message: str) -> None:
+    """Unless somebody did answer there, and was not understood."""
+    error = from_rpc_error(failure(grpc.StatusCode.UNAVAILABLE, details), "host:1")
+    assert (error.reason, error.message) == (Reason.WORKER_UNAVAILABLE, message)
+
+
 def test_a_failure_without_words_is_told_by_its_status() -> None:
     """There is always something to show."""
     assert from_rpc_error(failure(grpc.StatusCode.UNAVAILABLE, None)).message == "UNAVAILABLE"

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from google.protobuf.message import Message
 
 from sequoia.errors import InvalidArgumentError, MalformedMessageError
+from sequoia.generation import ChatMessage, GenerationRequest
 from sequoia.rpc.codec import (
     CLOSE_SESSION,
     GET_INFO,
@@ -13,7 +17,7 @@ from sequoia.rpc.codec import (
     VERIFY_TREE,
 )
 from sequoia.rpc.generation_codec import GENERATE
-from sequoia.rpc.method import parse
+from sequoia.rpc.method import encoded, parse
 from sequoia.v1 import draft_pb2, generation_pb2, worker_pb2
 
 NOT_UTF8 = b"caf\xe9"
@@ -88,3 +92,24 @@ def test_bytes_fields_need_not_be_utf8() -> None:
     """Numbers and unknown fields are left alone."""
     data = field(1, field(3, NOT_UTF8)) + field(15, NOT_UTF8)
     assert parse(draft_pb2.DraftDistribution, data).token_ids.data == NOT_UTF8
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"max_new_tokens": 2**32}, "max_new_tokens"),
+        ({"stop_token_ids": (3, -7)}, "stop_token_ids[1]"),
+        ({"text": "\udcff"}, "text"),
+        ({"text": None, "chat": (ChatMessage("user", "\udcff"),)}, "chat[0].content"),
+    ],
+    ids=str,
+)
+def test_what_the_wire_cannot_hold_is_named(fields: dict[str, Any], name: str) -> None:
+    """Protobuf says the value alone; the refusal says whose it is."""
+    request = replace(GenerationRequest(text="hello"), **fields)
+    with pytest.raises(InvalidArgumentError) as refused:
+        encoded(GENERATE, request)
+    assert refused.value.metadata["field"] == name
+    assert refused.value.message.startswith(f"{name}: ")

@@ -290,6 +290,17 @@ def garble(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(b"\x10" + bytes(7) + b"not a header at all")
 
 
+def nest(folder: Path) -> None:
+    """A header of brackets in brackets, deeper than JSON is read."""
+    header = b"[" * 100_000
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def nest_the_index(folder: Path) -> None:
+    """The same in the index."""
+    (folder / "model.safetensors.index.json").write_text("[" * 100_000)
+
+
 def lose_a_shard(folder: Path) -> None:
     """An index that names a file which is not there."""
     (folder / "model.safetensors.index.json").write_text(
@@ -306,10 +317,15 @@ def lose_a_shard(folder: Path) -> None:
         (reshape, r"model\.norm\.weight has shape \(31,\), not \(32,\)"),
         (quantise, "is of type I8; streamed are F32, BF16, F16"),
         (garble, "not a safetensors header"),
+        (nest, "not a safetensors header: RecursionError"),
+        (nest_the_index, "not an index of safetensors files: RecursionError"),
         (lose_a_shard, r"gone\.safetensors: No such file"),
         (lambda folder: (folder / WEIGHTS).unlink(), "no safetensors"),
     ],
-    ids=["cut short", "missing", "renamed", "reshaped", "quantised", "garbled", "no shard", "none"],
+    ids=[
+        *("cut short", "missing", "renamed", "reshaped", "quantised", "garbled", "nested"),
+        *("nested index", "no shard", "none"),
+    ],
 )
 def test_files_that_cannot_be_streamed_are_refused_at_the_start(
     damage: Any, message: str, folder: Path

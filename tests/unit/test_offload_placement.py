@@ -129,8 +129,13 @@ def test_sizes_are_read(text: str, size: int) -> None:
     assert config.read_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "4GB", "-1", "0", "GiB", "4 GiB", "four"])
+@pytest.mark.parametrize(
+    "text", ["", "4GB", "-1", "0", "GiB", "4 GiB", "four", "4GiB\n", "9" * 400, "9" * 300 + "GiB"]
+)
 def test_sizes_that_are_none_are_refused(text: str) -> None:
-    """With an example of one."""
-    with pytest.raises(typer.BadParameter):
+    """With an example of one, or with the limit; of a long text only the beginning is repeated."""
+    with pytest.raises(
+        typer.BadParameter, match=r"such as 4GiB|not above 0|more than \d+ bytes"
+    ) as no:
         config.read_size(text)
+    assert len(no.value.message) < 200

@@ -34,6 +34,12 @@ def changed_tree(**fields: Any) -> str:
     return changed(trees=[json.loads(PLAN.to_json())["trees"][0] | fields])
 
 
+def test_a_planned_tree_has_one_topology() -> None:
+    """It is asked for at every step, and checked once."""
+    assert TREE.topology is TREE.topology
+    assert TREE.topology.parents == TREE.parents
+
+
 def test_json_round_trip() -> None:
     """What is written for Redis reads back as the same plan, as text and as bytes."""
     assert Plan.from_json(PLAN.to_json()) == PLAN

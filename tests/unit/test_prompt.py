@@ -5,13 +5,12 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from coordinator.prompt import (
+from coordinator.prompt import PromptReader, RequestLimits
+from coordinator.request_limits import (
     LOGPROB_LIMIT,
     STOP_STRING_BYTES_LIMIT,
     STOP_STRING_LIMIT,
     STOP_TOKEN_LIMIT,
-    PromptReader,
-    RequestLimits,
 )
 from sequoia.errors import InvalidArgumentError, PromptTooLongError, SequoiaError
 from sequoia.generation import ChatMessage, GenerationRequest

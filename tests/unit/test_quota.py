@@ -113,14 +113,32 @@ def test_a_request_that_the_service_fails_before_its_first_token_costs_nothing(
 ) -> None:
     """One that it fails later, or that its client leaves, costs what was done."""
     alice = client(clock, tokens_per_minute=60)
-    for _ in range(10):
-        spend(alice, 60, 0, CapacityError("full"))
+    for error in (CapacityError("full"), KeyError("defect")) * 5:
+        spend(alice, 60, 0, error)
     spend(alice, 20, 1, CapacityError("lost"))
     spend(alice, 20, 0, GeneratorExit())
     with pytest.raises(ClientLimitError), alice.request() as spending:
         spending.prompt(20)
     with alice.request() as spending:
         spending.prompt(19)
+
+
+def test_a_wait_is_never_told_shorter_than_it_is(clock: Clock) -> None:
+    """In tenths, rounded up: who comes back then is let in."""
+    alice = client(clock, tokens_per_minute=600, concurrency=1)
+    alice.charge(600)
+    for owed, told in ((0.01, "0.1"), (0.33, "0.4"), (1.0, "1.0")):
+        clock.seconds += 60.0  # full again
+        alice.charge(600)
+        clock.seconds += 1.0 - owed
+        with pytest.raises(ClientLimitError, match=f"in {told} s") as refused:
+            alice.check_prompt(10)
+        assert refused.value.metadata["retry_after_seconds"] == told
+        clock.seconds += float(told)
+        alice.check_prompt(10)
+    with alice.request(), pytest.raises(ClientLimitError) as refused, alice.request():
+        pass
+    assert refused.value.metadata["retry_after_seconds"] == "1.0"
 
 
 def test_new_limits_keep_what_was_used(clock: Clock) -> None:

@@ -162,6 +162,7 @@ def test_a_system_hands_its_limits_to_the_planner() -> None:
         ("--target-address", "localhost:0"),
         ("--target-address", "localhost:65536"),
         ("--target-address", "local host:1"),
+        ("--target-address", "localhost:1\n"),
         ("--draft-address", "::1:50052"),
         ("--draft-address", ""),
         ("--redis", "localhost:6379"),

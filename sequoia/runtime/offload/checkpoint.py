@@ -68,7 +68,7 @@ def _files(folder: Path) -> list[Path]:
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
             return [folder / name for name in sorted(names)]
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise ModelError(f"{index}: not an index of safetensors files: {error!r}") from error
     if found := sorted(folder.glob("*.safetensors")):
         return found
@@ -88,7 +88,7 @@ def _read_header(path: Path) -> dict[str, Stored]:
         return {name: _stored(path, size, start, name, entry) for name, entry in header.items()}
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}") from error
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ModelError(f"{path}: not a safetensors header: {error!r}") from error
 
 
