@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import typer
 
 from sequoia.bench.environment import Environment
 from sequoia.bench.errors import HostError, UnavailableError
@@ -126,8 +127,8 @@ class Measurement:
             raw,
             options.device_memory,
             tree,
-            self._drafts(measured, reference),
-            self._budgets(measured, reference),
+            self._drafts(measured, reference, skipped),
+            self._budgets(measured, reference, skipped),
             skipped,
         )
 
@@ -205,7 +206,12 @@ class Measurement:
                 for name, count in nodes.items()
             ]
 
-    def _drafts(self, measured: Setting, reference: Sequence[Streamed] | None) -> list[Setting]:
+    def _drafts(
+        self,
+        measured: Setting,
+        reference: Sequence[Streamed] | None,
+        skipped: dict[str, str],
+    ) -> list[Setting]:
         """Both drafts with speculation, on the budget of the comparison; none where there is one alone."""
         other = self.models.other_draft
         if other is None:
@@ -213,15 +219,33 @@ class Measurement:
         mine = Setting(
             measured.draft, measured.device_memory_bytes, measured.rows[:1], measured.tree
         )
-        return [mine, self.ours.measure(other, measured.device_memory_bytes, (OURS,), reference)]
+        budget = measured.device_memory_bytes
+        with _left_out(f"draft {shown(other)}", skipped):
+            return [mine, self.ours.measure(other, budget, (OURS,), reference)]
+        return []
 
-    def _budgets(self, measured: Setting, reference: Sequence[Streamed] | None) -> list[Setting]:
+    def _budgets(
+        self,
+        measured: Setting,
+        reference: Sequence[Streamed] | None,
+        skipped: dict[str, str],
+    ) -> list[Setting]:
         """Every budget with speculation and without, ascending; none where there is one alone."""
         others = sorted({*self.options.budgets} - {measured.device_memory_bytes})
-        settings = [
-            self.ours.measure(measured.draft, budget, (OURS, OURS_ALONE), reference)
-            for budget in others
-        ]
+        settings = []
+        for budget in others:
+            with _left_out(f"{budget / 2**30:.3g} GiB", skipped):
+                names = OURS, OURS_ALONE
+                settings.append(self.ours.measure(measured.draft, budget, names, reference))
         if not settings:
             return []
         return sorted([measured, *settings], key=lambda setting: setting.device_memory_bytes)
+
+
+@contextmanager
+def _left_out(name: str, skipped: dict[str, str]) -> Iterator[None]:
+    """A system that does not start after minutes of measuring leaves the others' figures alone."""
+    try:
+        yield
+    except typer.Exit:
+        skipped[name] = "the system did not start; what it said is among the messages"

@@ -6,10 +6,12 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import typer
 from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM
 
@@ -38,6 +40,7 @@ from sequoia.bench.peers.comparison import OURS, OURS_ALONE
 from sequoia.bench.peers.runs import Decode, Prompt
 from sequoia.bench.process import bytes_read, peak_memory
 from sequoia.cli.bench_common import split_sizes
+from sequoia.cli.bench_offload import Measurement
 from sequoia.plans import PlannedTree
 from sequoia.runtime.catalogue import ModelError
 from sequoia.runtime.offload.checkpoint import Checkpoint
@@ -262,6 +265,23 @@ def test_budgets_in_which_the_target_cannot_run_are_named(word_folders: tuple[Pa
     ):
         with pytest.raises(OptionError, match=rf"^{option}: 104857600 bytes .*{target}.*\d+MiB"):
             require_budgets(target, torch.float32, device_memory, budgets)
+
+
+def test_a_budget_that_does_not_start_leaves_the_others() -> None:
+    """Minutes were spent on them."""
+
+    def measure(draft: str, budget: int, *_: Any) -> Setting:
+        if budget < GIB:
+            raise typer.Exit(1)
+        return Setting(draft, budget, [], TREE)
+
+    here = SimpleNamespace(
+        options=SimpleNamespace(budgets=(GIB // 2, 2 * GIB)), ours=SimpleNamespace(measure=measure)
+    )
+    skipped: dict[str, str] = {}
+    settings = Measurement._budgets(here, Setting("d", GIB, [], TREE), None, skipped)  # type: ignore[arg-type]
+    assert [setting.device_memory_bytes for setting in settings] == [GIB, 2 * GIB]
+    assert list(skipped) == ["0.5 GiB"]
 
 
 @pytest.mark.parametrize("has_budgets", [False, True])
