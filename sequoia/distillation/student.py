@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from sequoia.distillation.target import Target
+from sequoia.runtime.cache import cache_argument
 from sequoia.runtime.loading import (
     BORROWED_DRAFT_FILE,
     BORROWED_DRAFT_FORMAT,
@@ -134,7 +135,7 @@ class Student(nn.Module):
                 self.decoder(
                     inputs_embeds=self.fusion(torch.cat([embedded, before.to(embedded)], dim=-1)),
                     position_ids=positions,
-                    past_key_values=cache,
+                    **{cache_argument(self.decoder): cache},
                     use_cache=cache is not None,
                     attention_mask=None if mask is None else mask.expand(rows, 1, -1, -1),
                 ).last_hidden_state

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 GROWTH_ROWS = 256
@@ -109,6 +110,12 @@ class LayerRows:
         index = torch.tensor(rows, device=self.keys[0].device, dtype=torch.long)
         for tensor in (*self.keys, *self.values):
             tensor[:, start : start + len(rows)] = tensor[:, index]
+
+
+def cache_argument(module: nn.Module) -> str:
+    """The name by which a transformers module takes its cache; later ones have another than earlier ones."""
+    is_renamed = "cache" in inspect.signature(module.forward).parameters
+    return "cache" if is_renamed else "past_key_values"
 
 
 def grown_capacity(capacity: int, needed: int) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sequoia.messages import PREFILL_CHUNK
-from sequoia.runtime.cache import Homes, KVCache, OnDevice, PassCache
+from sequoia.runtime.cache import Homes, KVCache, OnDevice, PassCache, cache_argument
 from sequoia.runtime.native.decoder import NativeDecoder
 from sequoia.runtime.segment import Segment
 
@@ -80,6 +80,7 @@ class TreeModel:
         )
         parameters = inspect.signature(model.forward).parameters
         self._trims_logits = "logits_to_keep" in parameters
+        self._cache_argument = cache_argument(model)
         self._native: NativeDecoder | None = None
         self._features: Tensor | None = None  # of the last pass, [segments, width, hidden]
         model.get_decoder().register_forward_hook(self._take_features)
@@ -123,8 +124,8 @@ class TreeModel:
                 **self._inputs(token_ids, [segment.features for segment in segments]),
                 position_ids=positions.to(self.device),
                 attention_mask=self._masks(segments, width),
-                past_key_values=PassCache(caches, counts, self.homes),
                 use_cache=True,
+                **{self._cache_argument: PassCache(caches, counts, self.homes)},
                 **({} if with_logits else arguments),
             )
         features = self._taken()
