@@ -16,8 +16,8 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def main(
     target: config.Target = config.DEFAULT_TARGET,
-    target_address: config.TargetAddress = "127.0.0.1:50053",
-    draft_address: config.DraftAddress = None,
+    target_address: config.TargetAddresses = "127.0.0.1:50053",
+    draft_address: config.DraftAddresses = None,
     redis: config.RedisUrl = None,
     host: config.Host = "127.0.0.1",
     port: config.Port = 50051,
@@ -28,6 +28,7 @@ def main(
     target_patience: config.Patience = 60.0,
     queue_limit: config.QueueLimit = 256,
     queue_seconds: config.QueueSeconds = 60.0,
+    drain_seconds: config.DrainSeconds = 10.0,
     redis_password_file: security_options.RedisPasswordFile = None,
     clients: security_options.ClientsFile = None,
     client_authority: security_options.ClientAuthority = None,
@@ -68,8 +69,8 @@ def main(
         )
 
     settings = CoordinatorSettings(
-        target_address,
-        draft_address,
+        config.addresses(target_address),
+        config.addresses(draft_address),
         redis_url(redis, redis_password_file) if redis else None,
         request_limit,
         max_new_tokens_limit,
@@ -78,11 +79,17 @@ def main(
         target_patience,
         queue_limit,
         queue_seconds,
+        drain_seconds,
         credentials.channel,
     )
 
     async def coordinate() -> None:
-        server = RpcServer(credentials.server, reflection=reflection, tracer=tracer)
+        server = RpcServer(
+            credentials.server,
+            reflection=reflection,
+            tracer=tracer,
+            drain_seconds=drain_seconds,
+        )
         service = CoordinatorService(server, resolve(target), settings, clients=known)
         await serve(server, host, port, service.get_ready, service.stop, metrics_port)
 

@@ -10,18 +10,21 @@ from dataclasses import replace
 import structlog
 
 from coordinator.acceptance import accept, check_grown
-from coordinator.admission import Admission, Demand, Room
+from coordinator.admission import Admission
 from coordinator.metrics import CoordinatorMetrics
 from coordinator.participants import Participants
+from coordinator.pool import WorkerPool
 from coordinator.probing import PROBE_TREE, Probing
 from coordinator.prompt import PreparedRequest
+from coordinator.room import Demand
+from coordinator.seat import Seat
 from coordinator.sequence import Sequence
 from coordinator.statistics import AcceptanceStatistics, StepStatistics, deliver
 from coordinator.step import Step, circumstance
 from coordinator.step_ahead import StepAhead
 from coordinator.text import Decode
 from coordinator.tracing import note_completion, traced
-from coordinator.workers import SESSION_LOST, TRANSIENT, Worker, WorkerSession
+from coordinator.worker_session import SESSION_LOST, TRANSIENT, WorkerSession
 from sequoia.errors import SequoiaError
 from sequoia.generation import GenerationChunk
 from sequoia.messages import GrownTree, GrowTree, StepHeader, Verdict, VerifyTree
@@ -30,7 +33,6 @@ from sequoia.plan_store import PlanStore
 from sequoia.plans import BUILT_IN_PLAN, Plan, pair_name, request_class
 from sequoia.rpc.codec import GROW_TREE, VERIFY_TREE
 from sequoia.rpc.method import MESSAGE_LIMIT_BYTES
-from sequoia.rpc.server import STOP_GRACE_SECONDS
 from sequoia.settings import DrawRule
 from sequoia.tracing import spans
 from sequoia.tree import Topology, Tree
@@ -40,20 +42,31 @@ log = structlog.get_logger(__name__)
 FEATURES_LIMIT_BYTES = MESSAGE_LIMIT_BYTES - 2**20  # the rest is for the tokens
 # Of a prompt, in what trees save of a step: a pass reads many at once, and a tree saves part of a pass.
 TOKENS_READ_PER_STEP = 4
-DRAIN_SECONDS = STOP_GRACE_SECONDS + 1.0  # after the grace the server has cut off every call
+LAST_STEP_SECONDS = 6.0  # for requests that are told to end: after that the server cuts them off
 
 
 class Engine:
-    """Runs requests against one draft worker and one target worker."""
+    """Runs requests, each against one draft worker and one target worker.
+
+    Args:
+        draft: the draft workers; None goes without.
+        target: the target workers.
+        decode: turns tokens into text.
+        admission: the line of requests.
+        target_patience_seconds: how long a request goes on without any target.
+        metrics: where to count.
+        drain_seconds: how long requests may go on once the engine is to end.
+    """
 
     def __init__(
         self,
-        draft: Worker | None,
-        target: Worker,
+        draft: WorkerPool | None,
+        target: WorkerPool,
         decode: Decode,
         admission: Admission,
         target_patience_seconds: float,
         metrics: CoordinatorMetrics,
+        drain_seconds: float = 0.0,
     ) -> None:
         self.draft = draft
         self.target = target
@@ -62,10 +75,9 @@ class Engine:
         self.steps = StepStatistics()
         self._probing = Probing()
         self.admission = admission
-        self._draft_room = Room(lambda: draft.info if draft else None)
-        self._target_room = Room(lambda: target.info)
         self._decode = decode
         self._patience_seconds = target_patience_seconds
+        self._drain_seconds = drain_seconds
         self._stopping = False
         self._metrics = metrics
 
@@ -112,12 +124,17 @@ class Engine:
         return self.admission.active_count
 
     async def drain(self) -> None:
-        """Let every running request end as cancelled after the step that it is in.
+        """Let running requests end; those that take too long end as cancelled after their step.
 
         Those that wait are refused: they have got nothing yet, and may try elsewhere.
         """
+        self.admission.close()
+        if await self.admission.is_idle(self._drain_seconds):
+            return
         self._stopping = True
-        await self.admission.close(DRAIN_SECONDS)
+        if not await self.admission.is_idle(LAST_STEP_SECONDS):
+            # A client that does not read can hold a request up for ever.
+            log.warning("requests left running", request_count=self.active_count)
 
     async def follow_plans(self, store: PlanStore) -> None:
         """Put every announced plan in force; never ends."""
@@ -142,42 +159,47 @@ class Engine:
         """
         sequence = Sequence(request, self._decode)
         alone = Demand(len(request.prompt_token_ids), request.max_new_tokens, 1)
-        self._target_room.check(alone)
+        self.target.check(alone)
         largest = max(PROBE_TREE.node_count, *(len(tree.parents) for tree in self.plan.trees))
         with_trees = replace(alone, tree_tokens=largest)
         may_speculate = (
             self.draft is not None
             and not request.disable_speculation
-            and self._draft_room.could_hold(with_trees)
-            and self._target_room.could_hold(with_trees)
+            and self.draft.could_hold(with_trees)
+            and self.target.could_hold(with_trees)
         )
         demand = with_trees if may_speculate else alone
-        rooms = [self._target_room, *([self._draft_room] if may_speculate else [])]
-        async with self.admission.admitted(demand, rooms):
+        pools = [self.target, *([self.draft] if self.draft and may_speculate else [])]
+        seats = [Seat(pool, demand, request.prompt_token_ids) for pool in pools]
+        async with self.admission.admitted(seats):
             sequence.begin()
             self._metrics.queue_seconds.observe(sequence.queued_seconds)
             spans.past("queue", sequence.queued_seconds)
-            one = self._participants(sequence, may_speculate)
+            one = self._participants(sequence, *seats)
             try:
                 yield one
             finally:
                 one.close_sessions()
 
-    def _participants(self, sequence: Sequence, may_speculate: bool) -> Participants:
+    def _participants(
+        self, sequence: Sequence, target: Seat, draft: Seat | None = None
+    ) -> Participants:
         request = sequence.request
         name = request_class(request.settings.sampling.temperature, request.settings.draw_rule)
+        may_speculate = draft is not None
         may_have = may_speculate and self._features_fit(request)
-        is_probe = may_speculate and self._probing.begins(self.plan, name, self.active_count)
+        load = target.worker.session_count
+        is_probe = may_speculate and self._probing.begins(self.plan, name, load)
         # Where no tree is grown they would only cost time; a request can still ask for them later.
-        planned = self.plan.tree_for(name, self.active_count)
+        planned = self.plan.tree_for(name, load)
         grows_trees = is_probe or (planned is not None and len(planned.parents) > 1)
         has_features = may_have and grows_trees and _reads_features(self.draft)
         settings = replace(request.settings, with_features=has_features)
         session_id = sequence.session_id
         return Participants(
             sequence,
-            WorkerSession(self.draft, GROW_TREE, session_id, settings) if self.draft else None,
-            WorkerSession(self.target, VERIFY_TREE, session_id, settings, sequence.prefilled),
+            WorkerSession(draft, GROW_TREE, session_id, settings) if draft else None,
+            WorkerSession(target, VERIFY_TREE, session_id, settings, sequence.prefilled),
             name,
             may_speculate,
             is_probe,
@@ -197,7 +219,7 @@ class Engine:
     async def _step(self, one: Participants) -> Step:
         """A tree, and the target's word on it."""
         plan = self.plan
-        planned = plan.tree_for(one.request_class, self.active_count)
+        planned = plan.tree_for(one.request_class, one.load)
         disturbances, prefix_length = one.disturbance_count, one.sequence.root_position
         started = time.perf_counter()
         grown = await self._grow(one, one.topology(planned))
@@ -218,9 +240,9 @@ class Engine:
         """A tree from the draft; the root alone when that was asked for or the draft is not there."""
         sequence = one.sequence
         alone = GrownTree(Tree.root_only(sequence.root_token_id))
-        if topology.node_count == 1 or not one.draft or not one.draft.worker.is_available:
+        if topology.node_count == 1 or not one.draft or not one.draft.seat.pool.is_available:
             return alone
-        with_features = _reads_features(one.draft.worker)
+        with_features = _reads_features(one.draft.seat.pool)
         if with_features and not one.has_features and not await self._gain_features(one):
             return alone
 
@@ -287,5 +309,5 @@ class Engine:
         return GenerationChunk(completion=completion)
 
 
-def _reads_features(draft: Worker | None) -> bool:
+def _reads_features(draft: WorkerPool | None) -> bool:
     return draft is not None and draft.info is not None and draft.info.feature_size > 0

@@ -8,13 +8,13 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Gauge
 
 from coordinator.engine import Engine
-from coordinator.workers import Worker
+from coordinator.pool import WorkerPool
 
 
 def show_state(
     registry: CollectorRegistry,
     engine: Engine,
-    workers: Sequence[Worker],
+    pools: Sequence[WorkerPool],
     request_limit: int,
     queue_limit: int,
 ) -> None:
@@ -33,10 +33,9 @@ def show_state(
         ("worker",),
         registry=registry,
     )
-    for role in {worker.role for worker in workers}:
-        of_role = [worker for worker in workers if worker.role == role]
-        available.labels(role).set_function(partial(_available_count, of_role))
+    for pool in pools:
+        available.labels(pool.role).set_function(partial(_available_count, pool))
 
 
-def _available_count(workers: Sequence[Worker]) -> int:
-    return sum(worker.is_available for worker in workers)
+def _available_count(pool: WorkerPool) -> int:
+    return sum(worker.is_available for worker in pool.workers)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from coordinator.probing import PROBE_TREE
 from coordinator.sequence import Sequence
-from coordinator.workers import WorkerSession
+from coordinator.worker_session import WorkerSession
 from sequoia.messages import GrownTree, GrowTree, Verdict, VerifyTree
 from sequoia.plans import PlannedTree
 from sequoia.tree import ROOT_ONLY, Topology
@@ -30,6 +30,11 @@ class Participants:
         """How often a session was opened, or a call repeated."""
         return sum(session.disturbance_count for session in (self.draft, self.target) if session)
 
+    @property
+    def load(self) -> int:
+        """Sessions that share the target's passes, this one among them."""
+        return self.target.worker.session_count
+
     def topology(self, planned: PlannedTree | None) -> Topology:
         """The planned tree, or a probe's where none is planned, no deeper than tokens are wanted."""
         if not self.may_speculate:
@@ -41,6 +46,6 @@ class Participants:
 
     def close_sessions(self) -> None:
         """Free them on the workers, without waiting for it."""
-        self.target.close()
+        self.target.finish(self.sequence.token_ids)
         if self.draft:
-            self.draft.close()
+            self.draft.finish(self.sequence.token_ids)

@@ -10,7 +10,7 @@ from coordinator.acceptance import Acceptance
 from coordinator.features import FeatureHistory
 from coordinator.prompt import PreparedRequest
 from coordinator.text import Decode, TextStream
-from coordinator.workers import StepState
+from coordinator.worker_session import StepState
 from sequoia.generation import Completion, FinishReason, GeneratedToken, GenerationChunk, Usage
 from sequoia.messages import GrownTree, Prefilled, Verdict
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -15,21 +16,24 @@ import structlog
 
 from coordinator.admission import Admission
 from coordinator.clients import Clients
+from coordinator.discovery import Location
 from coordinator.engine import Engine
 from coordinator.gauges import show_state
 from coordinator.metrics import CoordinatorMetrics
+from coordinator.pool import WorkerPool
 from coordinator.prompt import MAX_NEW_TOKENS, PromptReader, RequestLimits
 from coordinator.quota import NO_LIMITS, Client
 from coordinator.tracing import note_request
-from coordinator.workers import Compatibility, Worker
+from coordinator.worker import Compatibility, Worker
 from sequoia.errors import NotReadyError
 from sequoia.generation import GenerationChunk, GenerationRequest
 from sequoia.plan_store import PlanStore
 from sequoia.rpc.call import request_id
+from sequoia.rpc.channel import Endpoint
 from sequoia.rpc.generation_codec import GENERATE
 from sequoia.rpc.server import Context, RpcServer
 from sequoia.runtime.tokenization import end_of_text_ids, load_tokenizer, tokenizer_sha256
-from sequoia.tasks import end_tasks
+from sequoia.tasks import end_tasks, keep_going
 
 log = structlog.get_logger(__name__)
 
@@ -38,10 +42,13 @@ FIND_SECONDS = 0.2
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorSettings:
-    """How a coordinator treats requests and workers; `credentials` are those to show to workers."""
+    """How a coordinator treats requests and workers; `credentials` are those to show to workers.
 
-    target_address: str
-    draft_address: str | None
+    Addresses are HOST:PORT; a name may stand for several workers. No draft's: no speculation.
+    """
+
+    target_addresses: Sequence[str]
+    draft_addresses: Sequence[str]
     redis_url: str | None = field(repr=False)  # may hold a password
     request_limit: int = 64
     max_new_tokens: int = MAX_NEW_TOKENS
@@ -50,6 +57,7 @@ class CoordinatorSettings:
     target_patience_seconds: float = 60.0
     queue_limit: int = 256
     queue_seconds: float = 60.0
+    drain_seconds: float = 0.0
     credentials: grpc.ChannelCredentials | None = None
 
 
@@ -78,11 +86,10 @@ class CoordinatorService:
         clients: Clients | None = None,
     ) -> None:
         self.settings = settings
-        credentials = settings.credentials
-        self.target = Worker("target", settings.target_address, settings.call_seconds, credentials)
+        self.target = self._pool("target", settings.target_addresses, settings.call_seconds)
         self.draft = (
-            Worker("draft", settings.draft_address, settings.draft_call_seconds, credentials)
-            if settings.draft_address
+            self._pool("draft", settings.draft_addresses, settings.draft_call_seconds)
+            if settings.draft_addresses
             else None
         )
         self.engine: Engine | None = None
@@ -99,6 +106,18 @@ class CoordinatorService:
         )
         server.registry.register(self._metrics)
         server.add_stream(GENERATE, self._generate, admit=self._client)
+
+    @property
+    def _pools(self) -> list[WorkerPool]:
+        return [pool for pool in (self.target, self.draft) if pool]
+
+    def _pool(self, role: str, addresses: Sequence[str], call_seconds: float) -> WorkerPool:
+        def make_worker(location: Location) -> Worker:
+            credentials, name = self.settings.credentials, location.server_name
+            endpoint = Endpoint(location.address, credentials, server_name=name)
+            return Worker(role, endpoint, call_seconds)
+
+        return WorkerPool(role, addresses, make_worker)
 
     async def get_ready(self) -> None:
         """Load the tokenizer, find the workers, follow the plans.
@@ -132,15 +151,15 @@ class CoordinatorService:
             ),
             self.settings.target_patience_seconds,
             self._metrics,
+            self.settings.drain_seconds,
         )
-        workers = [worker for worker in (self.target, self.draft) if worker]
         limits_shown = self.settings.request_limit, self.settings.queue_limit
-        show_state(self._metrics.registry, self.engine, workers, *limits_shown)
-        for worker in workers:
-            self._start(worker.watch(needed))
+        show_state(self._metrics.registry, self.engine, self._pools, *limits_shown)
+        for pool in self._pools:
+            self._start(partial(pool.watch, needed, self.engine.admission.advance))
         if self._store:
-            self._start(self.engine.follow_plans(self._store))
-            self._start(self.engine.deliver_statistics(self._store))
+            self._start(partial(self.engine.follow_plans, self._store))
+            self._start(partial(self.engine.deliver_statistics, self._store))
 
     async def _generate(
         self, request: GenerationRequest, context: Context
@@ -175,10 +194,10 @@ class CoordinatorService:
         if self.engine:
             await self.engine.drain()
         await end_tasks(self._background)
-        for worker in filter(None, (self.target, self.draft)):
-            await worker.close()
+        for pool in self._pools:
+            await pool.close()
         if self._store:
             await self._store.close()
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
-        self._background.append(asyncio.create_task(work))
+    def _start(self, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        self._background.append(asyncio.create_task(keep_going(work)))

@@ -14,8 +14,8 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    target_address: config.TargetAddress = "127.0.0.1:50053",
-    draft_address: config.DraftAddress = None,
+    target_address: config.TargetAddresses = "127.0.0.1:50053",
+    draft_address: config.DraftAddresses = None,
     redis: config.RedisUrl = None,
     host: config.Host = "127.0.0.1",
     port: config.Port = 50054,
@@ -51,8 +51,8 @@ def main(
     credentials = role_credentials(tls_certificate, tls_key, tls_authority)
 
     settings = PlannerSettings(
-        target_address,
-        draft_address,
+        config.addresses(target_address),
+        config.addresses(draft_address),
         redis_url(redis, redis_password_file),
         max_nodes,
         max_levels,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sequoia.errors import WorkerUnavailableError
+import grpc
+
+from sequoia.errors import SequoiaError, WorkerUnavailableError
 from sequoia.messages import WorkerInfo
 from sequoia.rpc.channel import RpcChannel
 from sequoia.rpc.codec import GET_INFO
@@ -27,6 +30,40 @@ class FoundWorker:
     def seconds_of(self, passes: int) -> float:
         """The time to give to a call that takes so many passes."""
         return self.info.call_seconds(CALL_SECONDS, passes)
+
+
+class Finder:
+    """Finds a worker of a role, and stays with it as long as it is there: measurements are of one machine.
+
+    Args:
+        addresses: HOST:PORT of each worker.
+        credentials: to show to it.
+    """
+
+    def __init__(
+        self, addresses: Sequence[str], credentials: grpc.ChannelCredentials | None
+    ) -> None:
+        self._channels = [RpcChannel(address, credentials) for address in addresses]
+
+    async def find(self) -> FoundWorker:
+        """The worker found last, or else the first that answers.
+
+        Raises:
+            WorkerUnavailableError: none is there, or all are still loading.
+            SequoiaError: it was lost just now.
+        """
+        for channel in tuple(self._channels[:-1]):
+            try:
+                return await find(channel)
+            except SequoiaError:
+                self._channels.remove(channel)
+                self._channels.append(channel)
+        return await find(self._channels[0])
+
+    async def close(self) -> None:
+        """Let go of all of them."""
+        for channel in self._channels:
+            await channel.close()
 
 
 async def find(channel: RpcChannel) -> FoundWorker:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import grpc
@@ -12,7 +13,7 @@ from redis.exceptions import RedisError
 
 from planner.accuracy import Accuracy
 from planner.deliberation import Deliberation
-from planner.found_worker import FoundWorker, find
+from planner.found_worker import Finder, FoundWorker
 from planner.measurements import Measurements, Times
 from planner.metrics import FAILED, WAITED, PlannerMetrics
 from planner.observer import Observer
@@ -23,7 +24,6 @@ from sequoia.errors import NotReadyError, SequoiaError
 from sequoia.plan_store import PlanStore
 from sequoia.planner_report import Report
 from sequoia.plans import Plan, PlanError, PlannedTree, pair_name
-from sequoia.rpc.channel import RpcChannel
 from sequoia.rpc.planner_codec import GET_PLAN, GET_REPORT, REPLAN
 from sequoia.rpc.server import Context, RpcServer
 from sequoia.tasks import end_tasks
@@ -37,8 +37,8 @@ WAIT_SECONDS = 0.5  # between looks as long as there is no plan
 class PlannerSettings:
     """Whom a planner plans for, and within which limits."""
 
-    target_address: str
-    draft_address: str
+    target_addresses: Sequence[str]  # HOST:PORT of each; one of them is measured
+    draft_addresses: Sequence[str]
     redis_url: str = field(repr=False)  # may hold a password
     max_nodes: int | None = None  # None: by the target's placement
     max_levels: int | None = None
@@ -53,8 +53,8 @@ class PlannerService:
     def __init__(self, server: RpcServer, settings: PlannerSettings) -> None:
         self.settings = settings
         self.plan: Plan | None = None
-        self._draft = RpcChannel(settings.draft_address, settings.credentials)
-        self._target = RpcChannel(settings.target_address, settings.credentials)
+        self._drafts = Finder(settings.draft_addresses, settings.credentials)
+        self._targets = Finder(settings.target_addresses, settings.credentials)
         self._store = PlanStore(settings.redis_url)
         self._instances = ""  # of the workers that were measured
         self._observer: Observer | None = None
@@ -79,8 +79,8 @@ class PlannerService:
         """End the loop, and let go of workers and Redis."""
         if self._looking:
             await end_tasks([self._looking])
-        await self._draft.close()
-        await self._target.close()
+        await self._drafts.close()
+        await self._targets.close()
         await self._store.close()
 
     async def _get_plan(self, _request: None, _context: Context) -> Plan:
@@ -101,7 +101,7 @@ class PlannerService:
     async def _replan(self, _request: None, _context: Context) -> Plan:
         try:
             async with self._lock:
-                draft, target = await find(self._draft), await find(self._target)
+                draft, target = await self._drafts.find(), await self._targets.find()
                 observer, deliberation = await self._measure(draft, target)
                 await observer.look(deliberation, None)
                 trees = await asyncio.to_thread(deliberation.plan)
@@ -136,7 +136,7 @@ class PlannerService:
             RedisError: Redis is.
         """
         async with self._lock:
-            draft, target = await find(self._draft), await find(self._target)
+            draft, target = await self._drafts.find(), await self._targets.find()
             if not self._observer or not self._deliberation or self._are_new(draft, target):
                 observer, deliberation = await self._measure(draft, target)
             else:

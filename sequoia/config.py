@@ -70,6 +70,21 @@ def read_address(value: str | None) -> str | None:
     return value
 
 
+def addresses(value: str | None) -> tuple[str, ...]:
+    """The addresses of a list that is separated by commas; none of None."""
+    return tuple(part.strip(" ") for part in value.split(",")) if value else ()
+
+
+def read_addresses(value: str | None) -> str | None:
+    """Check HOST:PORT,HOST:PORT,... as typer wants a callback to."""
+    several = addresses(value)
+    for one in several or ([] if value is None else [value]):
+        read_address(one)
+    if len(set(several)) < len(several):
+        raise typer.BadParameter(f"{value!r} names an address twice")
+    return value
+
+
 def read_size(value: str | int) -> int:
     """Bytes of `4GiB`, `512MiB`, `64KiB` or a plain number; typer's parser of sizes."""
     match = SIZE.fullmatch(str(value))
@@ -124,18 +139,20 @@ RedisUrl = Annotated[
         "--redis", envvar="SEQUOIA_REDIS", callback=_redis_url, help="URL of Redis or Valkey."
     ),
 ]
-DraftAddress = Annotated[
+DraftAddresses = Annotated[
     str | None,
     typer.Option(
-        envvar="SEQUOIA_DRAFT_ADDRESS", callback=read_address, help="HOST:PORT of the draft worker."
+        envvar="SEQUOIA_DRAFT_ADDRESS",
+        callback=read_addresses,
+        help="HOST:PORT of the draft workers, separated by commas; a name may stand for several.",
     ),
 ]
-TargetAddress = Annotated[
+TargetAddresses = Annotated[
     str,
     typer.Option(
         envvar="SEQUOIA_TARGET_ADDRESS",
-        callback=read_address,
-        help="HOST:PORT of the target worker.",
+        callback=read_addresses,
+        help="HOST:PORT of the target workers, separated by commas; a name may stand for several.",
     ),
 ]
 Target = Annotated[
@@ -255,6 +272,27 @@ QueueSeconds = Annotated[
         envvar="SEQUOIA_QUEUE_SECONDS",
         min=0.0,
         help="Seconds that a request waits for its turn before it is refused.",
+    ),
+]
+REPLICA_LIMIT = 64
+TargetReplicas = Annotated[
+    int,
+    typer.Option(
+        envvar="SEQUOIA_TARGET_REPLICAS", min=1, max=REPLICA_LIMIT, help="Target workers to start."
+    ),
+]
+DraftReplicas = Annotated[
+    int,
+    typer.Option(
+        envvar="SEQUOIA_DRAFT_REPLICAS", min=1, max=REPLICA_LIMIT, help="Draft workers to start."
+    ),
+]
+DrainSeconds = Annotated[
+    float,
+    typer.Option(
+        envvar="SEQUOIA_DRAIN_SECONDS",
+        min=0.0,
+        help="Seconds that running requests may go on after the signal to stop; then they are cut short.",
     ),
 ]
 MaxNewTokens = Annotated[

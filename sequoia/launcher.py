@@ -55,6 +55,9 @@ class LaunchOptions:
         client_authority: whose certificates clients must show.
         clients: file of those who may call Generate; None lets anyone.
         reflection: whether roles tell callers which services they have.
+        target_replicas: how many target workers.
+        draft_replicas: how many draft workers.
+        drain_seconds: how long requests may go on when the system is told to end.
         metrics_port: of the coordinator's /metrics; planner, target and draft take the next three.
             0 for none.
     """
@@ -78,6 +81,9 @@ class LaunchOptions:
     clients: Path | None = None
     reflection: bool = False
     metrics_port: int = 0
+    target_replicas: int = 1
+    draft_replicas: int = 1
+    drain_seconds: float = 0.0
 
     def metrics(self, module: str) -> int:
         """The port of a role's metrics."""
@@ -113,9 +119,16 @@ class LaunchOptions:
         reflection = ["--reflection"] if self.reflection else []
         return ["--log-level", self.log_level, *_flags(files), *reflection]
 
-    def letting_in(self) -> list[str]:
-        """The coordinator's flags that say who may call it."""
-        return _flags({"--client-authority": self.client_authority, "--clients": self.clients})
+    def coordinating(self) -> list[str]:
+        """The coordinator's flags, but for where others are."""
+        return _flags(
+            {
+                "--target": self.target,
+                "--client-authority": self.client_authority,
+                "--clients": self.clients,
+                "--drain-seconds": self.drain_seconds,
+            }
+        )
 
 
 def _flags(values: Mapping[str, object]) -> list[str]:
@@ -278,14 +291,17 @@ class LocalSystem:
         Raises:
             LaunchError: none was started.
         """
-        for role in self._roles:
-            if role.module == module:
-                return role
+        if found := self.roles(module):
+            return found[0]
         raise LaunchError(f"{module} is not running")
 
+    def roles(self, module: str) -> list[RoleProcess]:
+        """All processes of a role, in the order of their start."""
+        return [role for role in self._roles if role.module == module]
+
     def process_ids(self) -> dict[str, int]:
-        """The processes by role, Valkey included where it is ours; they change when a role dies."""
-        found = {role.module: role.pid for role in self._roles}
+        """The first process of each role, Valkey's included where it is ours; they change when one dies."""
+        found = {role.module: role.pid for role in reversed(self._roles)}
         found["valkey"] = self._valkey.pid if self._valkey else None
         return {name: pid for name, pid in found.items() if pid is not None}
 
@@ -295,11 +311,8 @@ class LocalSystem:
         Raises:
             LaunchError: it did not start.
         """
-        addresses = ["--target-address", self.role("target_service").address]
-        addresses += ["--draft-address", self.role("draft_service").address]
-        options = ["--target", self.options.target, *self.options.common()]
-        options += self.options.letting_in()
-        added = self._launch("coordinator", [*addresses, *options], redis_url=redis_url)
+        options = [*self.options.common(), *self.options.coordinating()]
+        added = self._launch("coordinator", [*self._workers, *options], redis_url=redis_url)
         added.wait_until_listening()
         added.wait_until_serving()
         return added
@@ -318,18 +331,20 @@ class LocalSystem:
         self._say("starting the draft and target workers")
         if options.threads:
             model += ["--threads", str(options.threads)]
-        target = self._launch("target_service", [*model, *options.placing()])
-        draft = self._launch("draft_service", [*model, *draft_options])
-        target.wait_until_listening()
-        draft.wait_until_listening()
-        workers = ["--target-address", target.address, "--draft-address", draft.address]
+        for _ in range(options.target_replicas):
+            self._launch("target_service", [*model, *options.placing()])
+        for _ in range(options.draft_replicas):
+            self._launch("draft_service", [*model, *draft_options])
+        workers = list(self._roles)
+        for worker in workers:
+            worker.wait_until_listening()
         self._say("starting the planner and the coordinator")
         self.planner = self._launch(
-            "planner", [*common, *workers, *options.planning()], redis_url=self.redis_url
+            "planner", [*common, *self._workers, *options.planning()], redis_url=self.redis_url
         )
         self.coordinator = self._launch(
             "coordinator",
-            [*common, *workers, *options.letting_in(), "--target", options.target],
+            [*common, *self._workers, *options.coordinating()],
             options.host,
             options.port,
             self.redis_url,
@@ -337,9 +352,18 @@ class LocalSystem:
         self.planner.wait_until_listening()
         self.coordinator.wait_until_listening()
         self._say("loading the models")
-        for role in (target, draft, self.coordinator):
+        for role in (*workers, self.coordinator):
             role.wait_until_serving()
         self._keeper.start()
+
+    @property
+    def _workers(self) -> list[str]:
+        """Flags that say where the workers are."""
+        targets, drafts = (
+            ",".join(role.address for role in self.roles(module))
+            for module in ("target_service", "draft_service")
+        )
+        return ["--target-address", targets, "--draft-address", drafts]
 
     def _launch(
         self,
@@ -380,7 +404,7 @@ class LocalSystem:
             self._keeper.join(STOP_SECONDS)
         for role in reversed(self._roles):
             role.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
+        deadline = time.monotonic() + STOP_SECONDS + self.options.drain_seconds
         for role in reversed(self._roles):
             role.wait(deadline - time.monotonic())
         if self._valkey:

@@ -1,11 +1,28 @@
-"""Ending tasks for certain."""
+"""Tasks that run as long as their process, and ending tasks for certain."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable
+
+import structlog
+
+log = structlog.get_logger(__name__)
 
 AGAIN_SECONDS = 0.5
+RESTART_SECONDS = 1.0
+
+
+async def keep_going(
+    work: Callable[[], Coroutine[None, None, None]], pause_seconds: float = RESTART_SECONDS
+) -> None:
+    """Do work that never ends; a defect that ends it all the same is logged, and the work begun again."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("background work failed, beginning it again")
+        await asyncio.sleep(pause_seconds)
 
 
 async def end_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -70,6 +70,11 @@ class TargetRole:
         self.worker: Verifier | None = None
         self.server: RpcServer | None = None
 
+    @property
+    def address(self) -> str:
+        """HOST:PORT."""
+        return f"{HOST}:{self.port}"
+
     async def start(self) -> None:
         parts = load_target_worker(str(self.folder), "float32", "cpu", self.placement)
         self.worker = Verifier(parts.name, parts.model, parts.tokenizer_sha256, self.limits)
@@ -78,6 +83,12 @@ class TargetRole:
         service.set_worker(self.worker)
         self.port = await self.server.start(HOST, self.port)
         await self.server.set_serving(True)
+
+    async def drain(self) -> None:
+        """Told to end, as by SIGTERM."""
+        assert self.server
+        await self.server.stop()
+        await self.kill()
 
     async def kill(self) -> None:
         """Gone at once, sessions and all."""
@@ -125,9 +136,9 @@ class Stack:
     async def session_counts(self) -> tuple[int, int]:
         """What target and draft worker say of themselves over the wire."""
         target, draft = [
-            await worker.channel.call(GET_INFO, None, timeout=10)
-            for worker in (self.coordinator.target, self.coordinator.draft)
-            if worker
+            await pool.workers[0].channel.call(GET_INFO, None, timeout=10)
+            for pool in (self.coordinator.target, self.coordinator.draft)
+            if pool
         ]
         return target.session_count, draft.session_count
 
@@ -185,14 +196,19 @@ async def running_coordinator(
     clients: Clients | None = None,
     credentials: RoleCredentials | None = None,
     endpoint: Endpoint | None = None,
+    drain_seconds: float = 0.0,
+    replicas: Sequence[TargetRole] = (),
 ) -> AsyncIterator[Stack]:
-    """Start a coordinator on running workers, and stop it again; `endpoint` says how to call it."""
+    """Start a coordinator on running workers, and stop it again; `endpoint` says how to call it.
+
+    `replicas` are further workers of both roles, running or to be started on the ports that they have.
+    """
     own, called = credentials or RoleCredentials(), endpoint or Endpoint("")
     async with AsyncExitStack() as cleanup:
-        server = RpcServer(own.server)
+        server = RpcServer(own.server, drain_seconds=drain_seconds)
         settings = CoordinatorSettings(
-            f"{HOST}:{target.port}",
-            f"{HOST}:{draft.port}",
+            [one.address for one in (target, *replicas) if not isinstance(one, DraftRole)],
+            [one.address for one in (draft, *replicas) if isinstance(one, DraftRole)],
             redis_url,
             request_limit,
             max_new_tokens,
@@ -200,6 +216,7 @@ async def running_coordinator(
             queue_limit=queue_limit,
             queue_seconds=queue_seconds,
             draft_call_seconds=draft_call_seconds,
+            drain_seconds=drain_seconds,
             credentials=own.channel,
         )
         fresh = seeds or itertools.count(1)

@@ -17,14 +17,15 @@ import torch
 from coordinator.admission import Admission
 from coordinator.engine import Engine
 from coordinator.metrics import CoordinatorMetrics
+from coordinator.pool import WorkerPool
 from coordinator.prompt import PromptReader, RequestLimits
-from coordinator.workers import Compatibility, Worker
+from coordinator.worker import Compatibility, Worker
 from draft_service.grower import Grower
 from sequoia.bench.peers.runs import Prompt, Run
 from sequoia.errors import NotReadyError
 from sequoia.generation import GenerationRequest
 from sequoia.plans import Plan
-from sequoia.rpc.channel import RpcChannel
+from sequoia.rpc.channel import Endpoint, RpcChannel
 from sequoia.rpc.codec import CLOSE_SESSION, GET_INFO, PREFILL
 from sequoia.rpc.method import Method
 from sequoia.rpc.steps import Steps
@@ -42,6 +43,7 @@ Reply = TypeVar("Reply")
 Loaded = TypeVar("Loaded", bound=ModelWorker[Any, Any])
 
 CALL_SECONDS = 600.0
+ADDRESS = "127.0.0.1:0"  # never called
 
 
 class InProcessSteps:
@@ -157,8 +159,8 @@ async def _assemble(settings: MakeInProcessPeer) -> tuple[Engine, PromptReader]:
 
     verifier = await _on_device(load_target, settings.threads, limits)
     grower = await _on_device(load_draft, settings.threads, limits)
-    target = await _worker("target", InProcessChannel(verifier), verifier)
-    draft = await _worker("draft", InProcessChannel(grower), verifier)
+    target = await _pool("target", InProcessChannel(verifier), verifier)
+    draft = await _pool("draft", InProcessChannel(grower), verifier)
     folder = resolve(settings.target)
     tokenizer = load_tokenizer(folder)
     reader = PromptReader(
@@ -187,15 +189,16 @@ async def _on_device(
     return await device.run(load_there)
 
 
-async def _worker(role: str, channel: RpcChannel, target: Verifier) -> Worker:
+async def _pool(role: str, channel: RpcChannel, target: Verifier) -> WorkerPool:
     """The coordinator's view of a worker that is in this process.
 
     Raises:
         IncompatibleModelsError: its model does not fit the target.
     """
-    worker = Worker(role, "127.0.0.1:0", CALL_SECONDS)
+    worker = Worker(role, Endpoint(ADDRESS), CALL_SECONDS)
     await worker.channel.close()
     worker.channel = channel
-    if await worker.find(Compatibility(target.tokenizer_sha256, target.feature_size)) is None:
+    pool = WorkerPool(role, [ADDRESS], lambda _: worker)
+    if await pool.find(Compatibility(target.tokenizer_sha256, target.feature_size)) is None:
         raise NotReadyError(f"the {role} in this process does not answer")
-    return worker
+    return pool

@@ -26,6 +26,10 @@ def up(
     placement: config.PlacementOption = config.Placement.AUTO,
     device_memory: config.DeviceMemory = None,
     host_memory: config.HostMemory = None,
+    threads: config.Threads = 0,
+    target_replicas: config.TargetReplicas = 1,
+    draft_replicas: config.DraftReplicas = 1,
+    drain_seconds: config.DrainSeconds = 0.0,
     log_level: config.LogLevelOption = config.LogLevel.INFO,
     metrics_port: observability_options.SystemMetricsPort = 0,
     redis_password_file: security_options.RedisPasswordFile = None,
@@ -55,6 +59,7 @@ def up(
         dtype,
         device,
         log_level,
+        threads,
         placement=placement,
         device_memory=device_memory,
         host_memory=host_memory,
@@ -63,6 +68,9 @@ def up(
         clients=clients,
         reflection=reflection,
         metrics_port=metrics_port,
+        target_replicas=target_replicas,
+        draft_replicas=draft_replicas,
+        drain_seconds=drain_seconds,
     )
     try:
         require_bindable(host, port)

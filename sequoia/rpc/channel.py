@@ -36,15 +36,19 @@ _OPTIONS = [
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A role's address, and what a caller needs to be let in there."""
+    """A role's address, and what a caller needs to be let in there.
+
+    `server_name` is what its certificate has to show; None: the host of the address.
+    """
 
     address: str
     credentials: grpc.ChannelCredentials | None = None
     token: str | None = field(default=None, repr=False)
+    server_name: str | None = None
 
     def open(self) -> RpcChannel:
         """A channel to it; needs a running event loop."""
-        return RpcChannel(self.address, self.credentials, self.token)
+        return RpcChannel(self.address, self.credentials, self.token, self.server_name)
 
 
 class RpcChannel:
@@ -54,6 +58,7 @@ class RpcChannel:
         address: HOST:PORT.
         credentials: for TLS; None speaks without it.
         token: shown with every call; None shows none.
+        server_name: what the certificate has to show; None: the address's host.
     """
 
     def __init__(
@@ -61,10 +66,12 @@ class RpcChannel:
         address: str,
         credentials: grpc.ChannelCredentials | None = None,
         token: str | None = None,
+        server_name: str | None = None,
     ) -> None:
         self.address = address
+        named = [("grpc.ssl_target_name_override", server_name)] if server_name else []
         self._channel = (
-            grpc.aio.secure_channel(address, credentials, options=_OPTIONS)
+            grpc.aio.secure_channel(address, credentials, options=[*_OPTIONS, *named])
             if credentials
             else grpc.aio.insecure_channel(address, options=_OPTIONS)
         )

@@ -50,6 +50,8 @@ class RpcServer:
         credentials: for TLS; None serves without it.
         reflection: whether callers may ask which services there are.
         tracer: begins spans, for streams of answers and for whatever belongs to a trace; None for none.
+        drain_seconds: how long running calls may go on when the server stops, before the grace in
+            which all of them have to end.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class RpcServer:
         *,
         reflection: bool = False,
         tracer: Tracer | None = None,
+        drain_seconds: float = 0.0,
     ) -> None:
         self.credentials = credentials
         self.tracer = tracer
@@ -79,6 +82,7 @@ class RpcServer:
         self._health: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._reading: set[asyncio.Task[Any]] = set()  # calls that wait for their next request
         self._stopping = False
+        self._grace_seconds = drain_seconds + STOP_GRACE_SECONDS
         self._metrics = RpcMetrics()
         self.registry = CollectorRegistry()
         self.registry.register(self._metrics)
@@ -208,7 +212,7 @@ class RpcServer:
         self._stopping = True
         for call in self._reading:
             call.cancel()
-        await self._server.stop(STOP_GRACE_SECONDS)
+        await self._server.stop(self._grace_seconds)
 
     async def kill(self) -> None:
         """Cut every call off at once."""

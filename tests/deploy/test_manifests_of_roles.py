@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.engine import DRAIN_SECONDS
+from coordinator.engine import LAST_STEP_SECONDS
 from tests.deploy import roles
 from tests.deploy.manifests import (
     OVERLAYS,
@@ -102,7 +102,9 @@ def test_draining_leaves_time_to_end(resources: tuple[Resource, ...]) -> None:
         pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
         grace = pod_of(workload)["spec"]["terminationGracePeriodSeconds"]
         assert pause > 0
-        assert grace >= pause + DRAIN_SECONDS + 5, role
+        drain = float(environment_of(resources, container).get("SEQUOIA_DRAIN_SECONDS", "0"))
+        assert (drain > 0) is (role == "coordinator")
+        assert grace >= pause + drain + LAST_STEP_SECONDS + 5, role
 
 
 def test_workers_get_gpus_where_the_overlay_says_so() -> None:

@@ -152,7 +152,7 @@ async def _running(folders: tuple[Path, Path], redis_url: str) -> AsyncIterator[
             running_stack(*folders, LIMITS, max_new_tokens=NEW_TOKENS)
         )
         server = RpcServer()
-        planner = PlannerService(server, PlannerSettings(DEAD_ADDRESS, DEAD_ADDRESS, redis_url))
+        planner = PlannerService(server, PlannerSettings([DEAD_ADDRESS], [DEAD_ADDRESS], redis_url))
         port = await server.start(HOST, 0)
         cleanup.push_async_callback(planner.stop)
         cleanup.push_async_callback(server.kill)

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.workers import Compatibility, Worker
+from coordinator.worker import Compatibility, Worker
 from draft_service.grower import Grower
 from draft_service.growth import Growth
 from sequoia.generation import GenerationRequest
 from sequoia.messages import PASSES_PER_CALL, WorkerInfo
 from sequoia.plans import REQUEST_CLASSES, Plan, PlannedTree
+from sequoia.rpc.channel import Endpoint
 from sequoia.rpc.codec import GET_INFO
 from sequoia.rpc.server import Context, RpcServer
 from sequoia.runtime import pairing
@@ -41,9 +42,9 @@ async def test_calls_to_a_worker_with_long_passes_get_the_time(pass_seconds: flo
 
     server = RpcServer()
     server.add_unary(GET_INFO, answer)
-    worker = Worker("target", f"127.0.0.1:{await server.start('127.0.0.1', 0)}", 30.0)
+    worker = Worker("target", Endpoint(f"127.0.0.1:{await server.start('127.0.0.1', 0)}"), 30.0)
     await server.set_serving(True)
-    found = await worker.find(Compatibility("sha"))
+    found = await worker.find(Compatibility("sha").misfit)
     await worker.close()
     await server.kill()
 

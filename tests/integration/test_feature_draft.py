@@ -79,8 +79,8 @@ async def test_steps_without_a_tree_leave_no_gap(pair: tuple[Path, Path]) -> Non
 async def test_a_draft_that_comes_late_serves_the_request(pair: tuple[Path, Path]) -> None:
     """The target reads what there is once more, for the features that nobody asked it for."""
     async with running_stack(*pair) as stack:
-        draft = stack.coordinator.draft
-        assert draft is not None
+        assert stack.coordinator.draft
+        (draft,) = stack.coordinator.draft.workers
         await stack.draft.kill()
         draft.is_available, draft.info = False, None  # as if it had never been there
         early = _engine(stack).generate(_prepared(stack, GREEDY))

@@ -293,7 +293,7 @@ def of_trees(seen: Scrape, name: str, source: str) -> dict[tuple[str, int], floa
 async def running_planner(stack: Stack, redis_url: str) -> AsyncIterator[tuple[RpcServer, Plan]]:
     """A planner whose first plan the coordinator follows."""
     server = RpcServer()
-    addresses = f"{HOST}:{stack.target.port}", f"{HOST}:{stack.draft.port}"
+    addresses = [f"{HOST}:{stack.target.port}"], [f"{HOST}:{stack.draft.port}"]
     settings = PlannerSettings(
         *addresses, redis_url, max_nodes=8, max_levels=4, max_batch_size=1, replan_seconds=0.1
     )

@@ -176,7 +176,7 @@ def ternary_tree(nodes: int) -> Tree:
 async def coordinating(worker: WorkerProcess, folder: Path) -> AsyncIterator[RpcChannel]:
     """A coordinator on that worker alone; yields a client's channel."""
     server = RpcServer()
-    settings = CoordinatorSettings(f"{HOST}:{worker.port}", None, None)
+    settings = CoordinatorSettings([f"{HOST}:{worker.port}"], [], None)
     coordinator = CoordinatorService(server, folder, settings, lambda: 1)
     channel = RpcChannel(f"{HOST}:{await server.start(HOST, 0)}")
     await coordinator.get_ready()
@@ -197,7 +197,7 @@ async def test_a_streamed_target_writes_the_same_texts(
     async with running_stack(*pair) as stack:
         expected = [await stack.generate(request) for request in (GREEDY, SEEDED)]
     async with running_stack(*pair, placement=streamed) as stack:
-        info = await stack.coordinator.target.channel.call(GET_INFO, None, timeout=10)
+        info = await stack.coordinator.target.workers[0].channel.call(GET_INFO, None, timeout=10)
         both = await asyncio.gather(*(stack.generate(request) for request in (GREEDY, SEEDED)))
     assert info.placement == "offload"
     assert info.pass_seconds > 0

@@ -101,7 +101,7 @@ async def running_planner(
     target: TargetRole, draft: DraftRole, redis_url: str
 ) -> AsyncIterator[RunningPlanner]:
     """Start a planner as its process does, with small limits and short intervals."""
-    addresses = f"{HOST}:{target.port}", f"{HOST}:{draft.port}"
+    addresses = [f"{HOST}:{target.port}"], [f"{HOST}:{draft.port}"]
     server = RpcServer()
     settings = PlannerSettings(*addresses, redis_url, max_nodes=8, max_levels=4, replan_seconds=0.1)
     service = PlannerService(server, settings)

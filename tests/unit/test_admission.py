@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from coordinator.admission import Admission, Demand, Room
+from coordinator.admission import Admission
+from coordinator.room import Demand, Room
 from sequoia.errors import CapacityError, InvalidArgumentError, NotReadyError, SequoiaError
 from sequoia.messages import WorkerInfo
 
@@ -21,6 +22,23 @@ INFO = WorkerInfo(
 def room(info: WorkerInfo | None = INFO) -> Room:
     """An empty worker."""
     return Room(lambda: info)
+
+
+class Booking:
+    """A place in the room of one worker."""
+
+    def __init__(self, booked: Room, demand: Demand) -> None:
+        self._room, self._demand = booked, demand
+
+    @property
+    def is_free(self) -> bool:
+        return self._room.can_hold(self._demand)
+
+    def take(self) -> None:
+        self._room.take(self._demand)
+
+    def leave(self) -> None:
+        self._room.give_back(self._demand)
 
 
 class Line:
@@ -42,7 +60,7 @@ class Line:
             await settled()
 
     async def _stay(self, name: str, demand: Demand, rooms: Sequence[Room]) -> None:
-        async with self.admission.admitted(demand, rooms):
+        async with self.admission.admitted([Booking(one, demand) for one in rooms]):
             self.inside.append(name)
             await self._ends[name].wait()
 
@@ -154,7 +172,7 @@ async def test_room_is_given_back_however_a_request_ends(end: str) -> None:
     admission = Admission(8, 8, 60.0)
 
     async def stay() -> None:
-        async with admission.admitted(LARGE, rooms):
+        async with admission.admitted([Booking(one, LARGE) for one in rooms]):
             assert [one.token_count for one in rooms] == [768, 768]
             if end == "error":
                 raise SequoiaError("lost")
@@ -260,22 +278,37 @@ def test_what_could_never_fit_is_refused(demand: Demand, facts: dict[str, str]) 
         target.check(replace(largest, new_tokens=largest.new_tokens + 1))
 
 
-async def test_closing_refuses_those_who_wait_and_waits_for_the_others() -> None:
+async def test_closing_refuses_those_who_wait_and_lets_the_others_end() -> None:
     """Nobody is let in any more."""
     async with Line(request_limit=1) as line:
         await line.come("a", "b")
-        closing = asyncio.create_task(line.admission.close(60.0))
+        line.admission.close()
+        idle = asyncio.create_task(line.admission.is_idle(60.0))
         await line.come("c")
         assert {type(line.failure(name)) for name in ("b", "c")} == {NotReadyError}
-        assert not closing.done()
+        assert not idle.done()
         await line.end("a")
-        assert closing.done()
+        assert await idle
         assert line.inside == ["a"]
 
 
-async def test_closing_does_not_wait_for_ever() -> None:
+async def test_waiting_for_the_last_request_has_an_end() -> None:
     """A client that does not read must not keep the coordinator from ending."""
     async with Line() as line:
         await line.come("a")
-        await line.admission.close(0.0)
+        line.admission.close()
+        assert not await line.admission.is_idle(0.0)
         assert line.admission.active_count == 1
+
+
+async def test_a_place_that_becomes_free_elsewhere_lets_the_next_one_in() -> None:
+    """Another worker has come, for instance: whoever notices it says so."""
+    infos = [replace(INFO, kv_cache_limit_bytes=2560)]
+    async with Line() as line:
+        target = Room(lambda: infos[-1])
+        await line.come("a", "b", rooms=[target])
+        assert line.inside == ["a"]
+        infos.append(INFO)
+        line.admission.advance()
+        await settled()
+        assert line.inside == ["a", "b"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from coordinator.features import FeatureHistory
-from coordinator.workers import Compatibility
+from coordinator.worker import Compatibility
 from draft_service.grower import Grower
 from draft_service.growth import Growth
 from sequoia.errors import InvalidArgumentError

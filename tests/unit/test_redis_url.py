@@ -114,8 +114,8 @@ def test_settings_do_not_show_their_url() -> None:
     """Whoever logs them shows no password."""
     url = f"redis://:{SECRET}@localhost"
     shown = [
-        repr(CoordinatorSettings("a:1", None, url)),
-        repr(PlannerSettings("a:1", "b:1", url)),
+        repr(CoordinatorSettings(["a:1"], [], url)),
+        repr(PlannerSettings(["a:1"], ["b:1"], url)),
         repr(LaunchOptions("target", redis_url=url)),
     ]
     assert not any(SECRET in text for text in shown)

@@ -1,36 +1,25 @@
-"""The coordinator's side of the workers: sessions that heal themselves.
+"""One request's session on a worker: it heals itself, and moves where it has to.
 
-A worker's session is soft state. Whatever it has lost, the coordinator has the tokens: it opens the
-session again and repeats the step, and since every draw is a function of seed and place, the
-answer is the same.
+A worker's session is soft state. Whatever a worker has lost, the coordinator has the tokens: it opens the
+session again, there or on another worker, and repeats the step; since every draw is a function of seed
+and place, the answer is the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-import grpc
 import structlog
 
-from sequoia.errors import (
-    IncompatibleModelsError,
-    Reason,
-    SequoiaError,
-)
-from sequoia.messages import (
-    Features,
-    Prefill,
-    Prefilled,
-    SessionSettings,
-    StepHeader,
-    WorkerInfo,
-)
-from sequoia.rpc.channel import RpcChannel
-from sequoia.rpc.codec import CLOSE_SESSION, GET_INFO, PREFILL
+from coordinator.seat import Seat
+from coordinator.worker import Worker
+from sequoia.errors import Reason, SequoiaError
+from sequoia.messages import Features, Prefill, Prefilled, SessionSettings, StepHeader
+from sequoia.rpc.codec import PREFILL
 from sequoia.rpc.method import Method
 from sequoia.rpc.steps import Steps
 
@@ -40,8 +29,6 @@ Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 Result = TypeVar("Result")
 
-WATCH_SECONDS = 0.5
-CLOSE_TIMEOUT_SECONDS = 5.0
 RETRY_SECONDS = 0.2
 SESSION_LOSS_LIMIT = 5
 # What a prompt's token may add to the time of a call: prompts are read between other sessions' steps.
@@ -50,114 +37,6 @@ NO_STEP = -1
 SESSION_LOST = frozenset({Reason.UNKNOWN_SESSION, Reason.STALE_STEP})
 WORKER_LOST = frozenset({Reason.WORKER_UNAVAILABLE, Reason.NOT_READY, Reason.DEADLINE_EXCEEDED})
 TRANSIENT = WORKER_LOST | {Reason.CAPACITY_EXHAUSTED, Reason.INTERNAL}
-
-
-@dataclass(frozen=True, slots=True)
-class Compatibility:
-    """What a worker's model must have in common with the others."""
-
-    tokenizer_sha256: str
-    feature_size: int | None = None  # of the target; None: whatever it is
-
-    def misfit(self, info: WorkerInfo) -> str:
-        """What is wrong with a model; empty where it fits."""
-        if info.tokenizer_sha256 != self.tokenizer_sha256:
-            return "has another tokenizer than the target"
-        if self.feature_size is not None and info.feature_size not in (0, self.feature_size):
-            return f"has features of {info.feature_size} elements, not of {self.feature_size}"
-        return ""
-
-
-class Worker:
-    """One worker: its channel, whether it is there, and who it says it is."""
-
-    def __init__(
-        self,
-        role: str,
-        address: str,
-        call_seconds: float,
-        credentials: grpc.ChannelCredentials | None = None,
-    ) -> None:
-        self.role = role
-        self.channel = RpcChannel(address, credentials)
-        self._least_seconds = call_seconds
-        self.info: WorkerInfo | None = None
-        self.is_available = False
-        self._look_from = 0.0
-        self._closing: set[asyncio.Task[None]] = set()
-
-    def call_seconds(self, passes: int = 1) -> float:
-        """The time to give to a call that takes so many passes."""
-        return self.with_passes(self._least_seconds, passes)
-
-    def with_passes(self, seconds: float, passes: int = 1) -> float:
-        """A time, and that of passes once it is known."""
-        return self.info.call_seconds(seconds, passes) if self.info else seconds
-
-    def lost(self, error: SequoiaError) -> None:
-        """Take the worker out of use until `watch` finds it again."""
-        if self.is_available:
-            log.warning("worker lost", worker=self.role, error=error.message)
-        self.is_available = False
-        if error.reason is Reason.DEADLINE_EXCEEDED:
-            # It answers health checks and yet is too slow: not to be tried again at once.
-            self._look_from = time.monotonic() + self.call_seconds()
-
-    async def find(self, needed: Compatibility) -> WorkerInfo | None:
-        """Look whether the worker is there, and take it into use; None if it is not.
-
-        Raises:
-            IncompatibleModelsError: its model does not fit the coordinator's or the target's.
-        """
-        if not await self.channel.is_serving():
-            return None
-        try:
-            info = await self.channel.call(GET_INFO, None, timeout=self.call_seconds())
-        except SequoiaError:
-            return None
-        if misfit := needed.misfit(info):
-            raise IncompatibleModelsError(
-                f"the {self.role} worker's model {info.model} {misfit}",
-                role=self.role,
-                model=info.model,
-            )
-        if self.info is None or self.info.instance_id != info.instance_id:
-            log.info("worker found", worker=self.role, model=info.model, dtype=info.dtype)
-        self.info = info
-        self.is_available = True
-        return info
-
-    async def watch(self, needed: Compatibility) -> None:
-        """Find the worker again whenever it is lost; never ends."""
-        refused = ""
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            if self.is_available or time.monotonic() < self._look_from:
-                continue
-            try:
-                await self.find(needed)
-            except IncompatibleModelsError as error:
-                if refused != error.message:
-                    log.error("worker refused", worker=self.role, error=error.message)
-                refused = error.message
-
-    def close_session(self, session_id: str) -> None:
-        """Free a session without waiting for it."""
-
-        async def close() -> None:
-            try:
-                await self.channel.call(CLOSE_SESSION, session_id, timeout=CLOSE_TIMEOUT_SECONDS)
-            except SequoiaError as error:
-                log.debug("session not closed", worker=self.role, error=error.message)
-
-        task = asyncio.create_task(close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-
-    async def close(self) -> None:
-        """Wait for sessions that are being freed, then end the connection."""
-        await asyncio.gather(*self._closing, return_exceptions=True)
-        await self.channel.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +54,13 @@ class WorkerSession(Generic[Request, Reply]):
 
     def __init__(
         self,
-        worker: Worker,
+        seat: Seat,
         method: Method[Request, Reply],
         session_id: str,
         settings: SessionSettings,
         on_opened: Callable[[Prefilled], None] = lambda _: None,
     ) -> None:
-        self.worker = worker
+        self.seat = seat
         self.waited_seconds = 0.0
         self.disturbance_count = 0  # prefills and repeated calls, which make a step longer
         self._on_opened = on_opened
@@ -193,11 +72,15 @@ class WorkerSession(Generic[Request, Reply]):
         self._next_step = NO_STEP  # the step that the worker's session expects
         self._fresh_step = NO_STEP  # the step that the last prefill was for
 
+    @property
+    def worker(self) -> Worker:
+        """Where the session is."""
+        return self.seat.worker
+
     def ask_for_features(self) -> None:
         """From the next step on; the session is opened anew for those of the tokens before it."""
         self._settings = replace(self._settings, with_features=True)
-        self._end_steps()
-        self._next_step = self._fresh_step = NO_STEP
+        self._forget()
 
     async def step(
         self, state: StepState, make: Callable[[StepHeader], Request], passes: int = 1
@@ -217,7 +100,7 @@ class WorkerSession(Generic[Request, Reply]):
         except BaseException as error:
             self._end_steps()
             if isinstance(error, SequoiaError) and error.reason in SESSION_LOST:
-                self._next_step = self._fresh_step = NO_STEP
+                self._forget()
             raise
         finally:
             self.waited_seconds += time.perf_counter() - started
@@ -249,7 +132,10 @@ class WorkerSession(Generic[Request, Reply]):
     async def _patiently(self, attempt: Callable[[], Awaitable[Result]], patience: float) -> Result:
         deadline = time.monotonic() + patience
         losses = 0
+        is_full = False  # the worker has no room
         while True:
+            if self.seat.should_move(is_full=is_full):
+                self._move()
             try:
                 return await attempt()
             except SequoiaError as error:
@@ -261,13 +147,28 @@ class WorkerSession(Generic[Request, Reply]):
                     self.worker.lost(error)
                 if error.reason not in TRANSIENT | SESSION_LOST or time.monotonic() >= deadline:
                     raise
-                await asyncio.sleep(RETRY_SECONDS)
+                is_full = error.reason is Reason.CAPACITY_EXHAUSTED
+                if not self.seat.should_move(is_full=is_full):
+                    await asyncio.sleep(RETRY_SECONDS)
+
+    def _move(self) -> None:
+        """Go to another worker; the session is opened there from the tokens."""
+        before = self.worker.address
+        self.close()
+        self._forget()
+        self.seat.move()
+        log.info("session moved", worker=self.worker.role, before=before, to=self.worker.address)
 
     async def _opened(self, state: StepState) -> bool:
         """Open the session if it does not expect this step; says if it is fresh from its prefill."""
         if self._next_step != state.step:
             if self._was_opened:
-                log.info("session rebuilt", worker=self.worker.role, step=state.step)
+                log.info(
+                    "session rebuilt",
+                    worker=self.worker.role,
+                    address=self.worker.address,
+                    step=state.step,
+                )
             self._was_opened = True
             self.disturbance_count += 1
             prefill = Prefill(
@@ -281,6 +182,11 @@ class WorkerSession(Generic[Request, Reply]):
             self._next_step = self._fresh_step = state.step
         return self._fresh_step == state.step
 
+    def _forget(self) -> None:
+        """There is no such session any more: the next step opens it anew."""
+        self._end_steps()
+        self._next_step = self._fresh_step = NO_STEP
+
     def _end_steps(self) -> None:
         if self._steps is not None:
             self._steps.close()
@@ -291,3 +197,9 @@ class WorkerSession(Generic[Request, Reply]):
         self._end_steps()
         if self._was_opened:
             self.worker.close_session(self._session_id)
+
+    def finish(self, token_ids: Sequence[int]) -> None:
+        """The request is over, with this text, which the worker may know when it comes again."""
+        if self._was_opened:
+            self.seat.has_read(token_ids)
+        self.close()

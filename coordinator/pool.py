@@ -1,0 +1,187 @@
+"""All workers of one role: where they are, which of them are in use, and which one a session goes to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import structlog
+
+from coordinator.discovery import Directory, Location
+from coordinator.placement import Candidate, choose
+from coordinator.room import Demand
+from coordinator.worker import Compatibility, Worker
+from sequoia.errors import IncompatibleModelsError
+from sequoia.messages import WorkerInfo
+from sequoia.tasks import end_tasks
+
+log = structlog.get_logger(__name__)
+
+LOOK_UP_SECONDS = 1.0
+
+
+class WorkerPool:
+    """The workers of a role: they come and go, and say the same, since they have the same model.
+
+    Args:
+        role: draft or target.
+        addresses: HOST:PORT of each; a name may stand for several, and for others as time goes by.
+        make_worker: the coordinator's side of the worker at a location.
+    """
+
+    def __init__(
+        self, role: str, addresses: Sequence[str], make_worker: Callable[[Location], Worker]
+    ) -> None:
+        self.role = role
+        self._directory = Directory(addresses)
+        self._make_worker = make_worker
+        self._workers: dict[str, Worker] = {}
+        self._watching: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def workers(self) -> list[Worker]:
+        """All that are known, whether in use or not."""
+        return list(self._workers.values())
+
+    @property
+    def is_available(self) -> bool:
+        """Whether any of them is in use."""
+        return any(worker.is_available for worker in self._workers.values())
+
+    @property
+    def info(self) -> WorkerInfo | None:
+        """What one of them says of itself, if possible one in use; None before one has been found."""
+        known = sorted(self.workers, key=lambda worker: not worker.is_available)
+        return next((worker.info for worker in known if worker.info), None)
+
+    def with_passes(self, seconds: float) -> float:
+        """A time, and that of a call's passes once it is known."""
+        return self.info.call_seconds(seconds) if self.info else seconds
+
+    async def find(self, needed: Compatibility) -> WorkerInfo | None:
+        """Look for all workers; what one of them says of itself, or None if none is there.
+
+        Raises:
+            IncompatibleModelsError: all that are there do not fit.
+        """
+        await self._look_up()
+        refused: IncompatibleModelsError | None = None
+        for worker in self.workers:
+            try:
+                await worker.find(partial(self._misfit, worker, needed))
+            except IncompatibleModelsError as error:
+                refused = error
+        if refused and not self.is_available:
+            raise refused
+        return self.info if self.is_available else None
+
+    async def watch(self, needed: Compatibility, on_found: Callable[[], None]) -> None:
+        """Take in whoever comes, and let go of whoever has gone; never ends."""
+        try:
+            while True:
+                await self._look_up()
+                await self._forget()
+                for worker in self.workers:
+                    self._keep_watching(worker, needed, on_found)
+                await asyncio.sleep(LOOK_UP_SECONDS)
+        finally:
+            await end_tasks(self._watching.values())
+
+    def _keep_watching(
+        self, worker: Worker, needed: Compatibility, on_found: Callable[[], None]
+    ) -> None:
+        task = self._watching.get(worker.address)
+        if task and not task.done():
+            return
+        if task and (defect := task.exception()):
+            log.error("watching a worker failed", address=worker.address, exc_info=defect)
+        misfit = partial(self._misfit, worker, needed)
+        self._watching[worker.address] = asyncio.create_task(worker.watch(misfit, on_found))
+
+    async def _look_up(self) -> None:
+        locations = {location.address: location for location in await self._directory.look_up()}
+        for address, location in locations.items():
+            if address not in self._workers:
+                self._workers[address] = self._make_worker(location)
+        for address, worker in self._workers.items():
+            worker.is_leaving = address not in locations
+
+    async def _forget(self) -> None:
+        """Let go of workers that are leaving and have no session of ours any more."""
+        for worker in self.workers:
+            if worker.is_leaving and not worker.room.session_count:
+                log.info("worker left", worker=self.role, address=worker.address)
+                del self._workers[worker.address]
+                if task := self._watching.pop(worker.address, None):
+                    await end_tasks([task])
+                await worker.close()
+
+    def _misfit(self, worker: Worker, needed: Compatibility, info: WorkerInfo) -> str:
+        """What is wrong with a worker beside the others; they must say the same."""
+        for other in self.workers:
+            is_used = other.is_available and not other.is_leaving
+            if other is worker or not is_used or other.info is None:
+                continue
+            if other.info.instance_id == info.instance_id:
+                return f"is reached at {other.address} already"
+            if (other.info.model, other.info.dtype) != (info.model, info.dtype):
+                theirs = f"{other.info.model} in {other.info.dtype}"
+                return f"in {info.dtype} is not that of the worker at {other.address}, {theirs}"
+        return needed.misfit(info)
+
+    def check(self, demand: Demand) -> None:
+        """Refuse what no worker could ever hold.
+
+        Raises:
+            InvalidArgumentError: naming the field that asks for too much, and what would fit.
+        """
+        largest = max(self._usable(), key=lambda worker: worker.room.token_limit)
+        largest.room.check(demand)
+
+    def could_hold(self, demand: Demand) -> bool:
+        """Whether a worker could if it held nothing else."""
+        return any(worker.room.could_hold(demand) for worker in self._usable())
+
+    def can_hold(self, demand: Demand) -> bool:
+        """Whether a worker has room for one more now."""
+        return any(worker.room.can_hold(demand) for worker in self._usable())
+
+    def place(self, demand: Demand, keys: Sequence[int], but: Worker | None = None) -> Worker:
+        """The worker for a session whose text has these `prefix_keys`; `but` only if there is no other."""
+        usable = [worker for worker in self._usable() if worker is not but] or self.workers
+        candidates = [
+            Candidate(
+                worker.session_count,
+                worker.prefixes.shared_tokens(keys),
+                worker.room.can_hold(demand),
+                worker.placed_count,
+            )
+            for worker in usable
+        ]
+        return usable[choose(candidates)]
+
+    def has_other(self, but: Worker, demand: Demand | None = None) -> bool:
+        """Whether another worker is in use; with `demand`, whether one has room for it."""
+        return any(
+            worker.is_available
+            and not worker.is_leaving
+            and (demand is None or worker.room.can_hold(demand))
+            for worker in self.workers
+            if worker is not but
+        )
+
+    def _usable(self) -> list[Worker]:
+        """Those that new sessions may go to: in use and staying, or else the best there is."""
+        workers = self.workers
+        staying = [worker for worker in workers if not worker.is_leaving]
+        return (
+            [worker for worker in staying if worker.is_available]
+            or [worker for worker in workers if worker.is_available]
+            or staying
+            or workers
+        )
+
+    async def close(self) -> None:
+        """Let go of all workers."""
+        await asyncio.gather(*(worker.close() for worker in self.workers))
