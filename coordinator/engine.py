@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import structlog
 
-from coordinator.acceptance import accept, check_grown
+from coordinator.acceptance import Acceptance, accept, check_grown
 from coordinator.admission import Admission
 from coordinator.metrics import CoordinatorMetrics
 from coordinator.participants import Participants
@@ -19,7 +19,7 @@ from coordinator.prompt import PreparedRequest
 from coordinator.room import Demand
 from coordinator.seat import Seat
 from coordinator.sequence import Sequence
-from coordinator.statistics import AcceptanceStatistics, StepStatistics, deliver
+from coordinator.statistics import Statistics
 from coordinator.step import Step, circumstance
 from coordinator.step_ahead import StepAhead
 from coordinator.text import Decode
@@ -71,8 +71,7 @@ class Engine:
         self.draft = draft
         self.target = target
         self.plan: Plan = BUILT_IN_PLAN
-        self.acceptance = AcceptanceStatistics()
-        self.steps = StepStatistics()
+        self.statistics = Statistics()
         self._probing = Probing()
         self.admission = admission
         self._decode = decode
@@ -104,9 +103,7 @@ class Engine:
                     acceptance = accept(
                         step.grown, step.verdict, request.settings, one.sequence.root_position
                     )
-                    self.acceptance.record(one.request_class, acceptance.trials)
-                    self.steps.record(step, len(acceptance.tokens))
-                    self._metrics.steps.record(one.request_class, step, acceptance)
+                    self._count(one.request_class, step, acceptance)
                     one.sequence.commit(step.grown, step.verdict, acceptance)
                     if one.sequence.finish_reason is None:
                         await ahead.begin()  # the workers go on while the text is written
@@ -144,12 +141,13 @@ class Engine:
 
     async def deliver_statistics(self, store: PlanStore) -> None:
         """Hand what was counted to the planner; never ends."""
-        await deliver((self.acceptance, self.steps), store, lambda: self.pair)
+        await self.statistics.deliver(store)
 
-    @property
-    def pair(self) -> str:
-        """Names the two models in the statistics."""
-        return pair_name(self.draft.info if self.draft else None, self.target.info)
+    def _count(self, request_class: str, step: Step, acceptance: Acceptance) -> None:
+        pair = pair_name(self.draft.info if self.draft else None, self.target.info)
+        tokens = len(acceptance.tokens)
+        self.statistics.record(pair, request_class, acceptance.trials, step, tokens)
+        self._metrics.steps.record(request_class, step, acceptance)
 
     @asynccontextmanager
     async def _admitted(self, request: PreparedRequest) -> AsyncGenerator[Participants, None]:

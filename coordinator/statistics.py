@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import structlog
@@ -116,17 +116,29 @@ class StepStatistics:
             raise
 
 
-async def deliver(
-    statistics: Iterable[AcceptanceStatistics | StepStatistics],
-    store: Store,
-    pair: Callable[[], str],
-    interval_seconds: float = FLUSH_SECONDS,
-) -> None:
-    """Hand statistics to Redis now and then, under the name of the pair in use; never ends."""
-    while True:
-        await asyncio.sleep(interval_seconds)
-        try:
-            for one in statistics:
-                await one.hand_over(store, pair())
-        except (RedisError, OSError) as error:
-            log.debug("statistics wait for redis", error=str(error))
+class Statistics:
+    """Everything that is counted, apart for every pair of models that was in use."""
+
+    def __init__(self) -> None:
+        self._of_pairs: dict[str, tuple[AcceptanceStatistics, StepStatistics]] = {}
+
+    def record(
+        self, pair: str, request_class: str, trials: Iterable[Trial], step: Step, token_count: int
+    ) -> None:
+        """Count one step of a request, which yielded so many tokens."""
+        if pair not in self._of_pairs:
+            self._of_pairs[pair] = AcceptanceStatistics(), StepStatistics()
+        acceptance, steps = self._of_pairs[pair]
+        acceptance.record(request_class, trials)
+        steps.record(step, token_count)
+
+    async def deliver(self, store: Store, interval_seconds: float = FLUSH_SECONDS) -> None:
+        """Hand everything to Redis now and then; never ends."""
+        while True:
+            await asyncio.sleep(interval_seconds)
+            try:
+                for pair, (acceptance, steps) in tuple(self._of_pairs.items()):
+                    await acceptance.hand_over(store, pair)
+                    await steps.hand_over(store, pair)
+            except (RedisError, OSError) as error:
+                log.debug("statistics wait for redis", error=str(error))

@@ -7,7 +7,7 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from coordinator.acceptance import Trial
-from coordinator.statistics import AcceptanceStatistics, StepStatistics, deliver
+from coordinator.statistics import AcceptanceStatistics, Statistics, StepStatistics
 from coordinator.step import Step
 from sequoia.messages import GrownTree, Verdict
 from sequoia.observations import Circumstance, StepKind, StepsByCircumstance, StepTimes
@@ -127,33 +127,6 @@ def test_counts_given_back_join_the_new_ones() -> None:
     assert first(statistics.take()["greedy"], 2) == ((2, 1), (1, 1))
 
 
-async def delivered(store: Store, statistics: AcceptanceStatistics | StepStatistics) -> None:
-    """Deliver until something has arrived."""
-    task = asyncio.create_task(deliver([statistics], store, lambda: "pair", interval_seconds=0))
-    await asyncio.wait_for(store.arrived.wait(), 10)
-    task.cancel()
-
-
-async def test_counts_are_delivered_under_the_pair_in_use() -> None:
-    """Redis gets them, and they are not kept."""
-    store, statistics = Store(), AcceptanceStatistics()
-    statistics.record("greedy", [Trial(1, 0)])
-    await delivered(store, statistics)
-    ((pair, counts),) = store.delivered
-    assert pair == "pair"
-    assert first(counts["greedy"], 1) == ((1,), (1,))
-    assert statistics.take() == {}
-
-
-async def test_counts_wait_while_redis_is_away() -> None:
-    """They are delivered once it is back, none twice."""
-    store, statistics = Store(away=3), AcceptanceStatistics()
-    statistics.record("greedy", [Trial(1, 0)])
-    await delivered(store, statistics)
-    assert store.failures == 3
-    assert [first(counts["greedy"], 1) for _, counts in store.delivered] == [((1,), (1,))]
-
-
 PLANNED = Circumstance("greedy", 1, StepKind.PLANNED)
 
 
@@ -163,17 +136,37 @@ def step(version: int) -> Step:
     return Step(GrownTree(Tree.root_only(5)), Verdict((6,)), version, PLANNED, times)
 
 
-async def test_steps_wait_while_redis_is_away() -> None:
-    """They are delivered once it is back, each plan's apart and none twice."""
-    store, statistics = Store(away=3), StepStatistics()
+async def delivered(store: Store, statistics: Statistics, calls: int) -> None:
+    """Deliver until the store has taken so much."""
+    task = asyncio.create_task(statistics.deliver(store, interval_seconds=0))
+    async with asyncio.timeout(10):
+        while len(store.delivered) + len(store.steps) < calls:
+            store.arrived.clear()
+            await store.arrived.wait()
+    task.cancel()
+
+
+async def test_everything_is_delivered_under_the_pair_that_it_was_counted_for() -> None:
+    """Also when the pair has changed since, Redis being away."""
+    store, statistics = Store(away=2), Statistics()
+    statistics.record("one", "greedy", [Trial(1, 0)], step(4), 1)
+    statistics.record("two", "greedy", [Trial(1, None)], step(4), 1)
+    await delivered(store, statistics, 4)
+    assert store.failures == 2
+    counts = {pair: first(by_class["greedy"], 1) for pair, by_class in store.delivered}
+    assert counts == {"one": ((1,), (1,)), "two": ((1,), (0,))}
+    assert store.steps == [("one", 4, {PLANNED: 1}), ("two", 4, {PLANNED: 1})]
+
+
+async def test_nothing_is_lost_or_delivered_twice_while_redis_is_away() -> None:
+    """It waits, each plan's steps apart."""
+    store, statistics = Store(away=3), Statistics()
     for version in (4, 4, 5):
-        statistics.record(step(version), 1)
-    await delivered(store, statistics)
-    while len(store.steps) < 2:
-        await delivered(store, statistics)
+        statistics.record("pair", "greedy", [Trial(1, 0)], step(version), 1)
+    await delivered(store, statistics, 3)
     assert store.failures == 3
+    assert [first(counts["greedy"], 1) for _, counts in store.delivered] == [((3,), (3,))]
     assert store.steps == [("pair", 4, {PLANNED: 2}), ("pair", 5, {PLANNED: 1})]
-    assert statistics.take() == {}
 
 
 def test_steps_given_back_join_the_new_ones() -> None:
