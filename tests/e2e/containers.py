@@ -51,8 +51,25 @@ class ComposeStack:
         )
 
     def container(self, service: str) -> str:
-        """The id of a service's container, running or not."""
-        return self.compose("ps", "--all", "--quiet", service).strip()
+        """The id of a service's only container, running or not."""
+        (found,) = self.containers(service)
+        return found
+
+    def containers(self, service: str) -> list[str]:
+        """The ids of a service's containers."""
+        return self.compose("ps", "--all", "--quiet", service).split()
+
+    @contextmanager
+    def scaled(self, **counts: int) -> Iterator[None]:
+        """So many containers of some services, and in the end one of each again."""
+        more = [word for name, n in counts.items() for word in ("--scale", f"{name}={n}")]
+        fewer = [word for name in counts for word in ("--scale", f"{name}=1")]
+        start = ["up", "--detach", "--wait", "--no-recreate"]
+        self.compose(*start, *more, seconds=300)
+        try:
+            yield
+        finally:
+            self.compose(*start, *fewer, seconds=300)
 
     def inspect(self, service: str) -> dict[str, object]:
         """What the engine knows of a service's container."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import pytest
 
@@ -16,7 +17,7 @@ from sequoia.errors import Reason, SequoiaError
 from sequoia.generation import FinishReason, GenerationRequest
 from sequoia.rpc.channel import Endpoint
 from sequoia.settings import SamplingSettings
-from tests.e2e.containers import ROLES, ComposeStack, running_compose_stack
+from tests.e2e.containers import ROLES, ComposeStack, docker, running_compose_stack, until
 from tests.e2e.disturbances import cut_off, kill, pause, replace
 
 pytestmark = [
@@ -53,7 +54,7 @@ def undisturbed(stack: ComposeStack) -> list[Answer]:
 
 
 async def ask_all(
-    stack: ComposeStack, disturb: Callable[[], None] = lambda: None
+    stack: ComposeStack, disturb: Callable[[], object] = lambda: None
 ) -> Sequence[Answer | BaseException]:
     """All requests at a time; `disturb` is called on a thread once some tokens have come."""
     count, under_way = 0, asyncio.Event()
@@ -112,6 +113,25 @@ def test_after_a_lost_coordinator_the_same_seed_gives_the_same_text(
     again = asyncio.run(ask_all(stack))
 
     assert [one.token_ids for one in again if isinstance(one, Answer)] == [
+        one.token_ids for one in undisturbed
+    ]
+
+
+def test_more_workers_share_the_sessions_and_one_of_them_is_not_missed(
+    stack: ComposeStack, undisturbed: list[Answer]
+) -> None:
+    """`--scale` is all it takes: they are found by their name, and what one of them loses moves."""
+
+    def logged(event: str) -> int:
+        return stack.compose("logs", "--no-color", "coordinator").count(event)
+
+    found, moved = logged("worker found"), logged("session moved")
+    with stack.scaled(target=2, draft=2):
+        until(lambda: logged("worker found") >= found + 2, 30.0)
+        second = stack.containers("target")[1]
+        answers = asyncio.run(ask_all(stack, partial(docker, "kill", second)))
+        assert logged("session moved") > moved
+    assert [one.token_ids for one in answers if isinstance(one, Answer)] == [
         one.token_ids for one in undisturbed
     ]
 
