@@ -178,6 +178,7 @@ class Engine:
                 yield one
             finally:
                 one.close_sessions()
+                self._metrics.had_sessions(one.sessions)
 
     def _participants(
         self, sequence: Sequence, target: Seat, draft: Seat | None = None
@@ -291,7 +292,7 @@ class Engine:
         return await one.target.step_patiently(one.sequence.state, make, self._patience)
 
     def _completed(self, one: Participants) -> GenerationChunk:
-        waited = sum(session.waited_seconds for session in (one.draft, one.target) if session)
+        waited = sum(session.waited_seconds for session in one.sessions)
         completion = one.sequence.completion(waited, self.plan.version)
         usage = completion.usage
         note_completion(completion, one.request_class)

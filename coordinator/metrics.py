@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from prometheus_client import Counter, Histogram
 
 from coordinator.step_metrics import StepMetrics
+from coordinator.worker_session import WorkerSession
 from sequoia.generation import Completion, GenerationChunk, GenerationRequest
 from sequoia.metrics.instruments import SECONDS, Instruments
 
@@ -32,6 +34,7 @@ GEN_AI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model
 PROVIDER = "sequoia"
 FAILED = "failed"
 ABANDONED = "abandoned"
+ROLES = ("target", "draft")
 
 
 class CoordinatorMetrics(Instruments):
@@ -99,6 +102,29 @@ class CoordinatorMetrics(Instruments):
             buckets=QUEUE_SECONDS,
             registry=registry,
         )
+
+        self.sessions_rebuilt = Counter(
+            "sequoia_sessions_rebuilt",
+            "Sessions that a worker read anew, because it or another one had lost them.",
+            ("worker",),
+            registry=registry,
+        )
+        self.sessions_moved = Counter(
+            "sequoia_sessions_moved",
+            "Sessions that went to another worker: theirs was lost, told to end or full.",
+            ("worker",),
+            registry=registry,
+        )
+        for role in ROLES:  # shown before they happen
+            self.sessions_rebuilt.labels(role)
+            self.sessions_moved.labels(role)
+
+    def had_sessions(self, sessions: Iterable[WorkerSession[Any, Any]]) -> None:
+        """A request has ended, and with it its sessions."""
+        for session in sessions:
+            role = session.worker.role
+            self.sessions_rebuilt.labels(role).inc(session.rebuilt_count)
+            self.sessions_moved.labels(role).inc(session.moved_count)
 
     @contextmanager
     def request(self, request: GenerationRequest, client: str) -> Iterator[RequestMetrics]:

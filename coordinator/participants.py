@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from coordinator.probing import PROBE_TREE
 from coordinator.sequence import Sequence
@@ -28,7 +29,12 @@ class Participants:
     @property
     def disturbance_count(self) -> int:
         """How often a session was opened, or a call repeated."""
-        return sum(session.disturbance_count for session in (self.draft, self.target) if session)
+        return sum(session.disturbance_count for session in self.sessions)
+
+    @property
+    def sessions(self) -> list[WorkerSession[Any, Any]]:
+        """Those that there are."""
+        return [session for session in (self.target, self.draft) if session]
 
     @property
     def load(self) -> int:
@@ -46,6 +52,5 @@ class Participants:
 
     def close_sessions(self) -> None:
         """Free them on the workers, without waiting for it."""
-        self.target.finish(self.sequence.token_ids)
-        if self.draft:
-            self.draft.finish(self.sequence.token_ids)
+        for session in self.sessions:
+            session.finish(self.sequence.token_ids)

@@ -63,6 +63,8 @@ class WorkerSession(Generic[Request, Reply]):
         self.seat = seat
         self.waited_seconds = 0.0
         self.disturbance_count = 0  # prefills and repeated calls, which make a step longer
+        self.rebuilt_count = 0
+        self.moved_count = 0
         self._on_opened = on_opened
         self._method = method
         self._session_id = session_id
@@ -157,12 +159,14 @@ class WorkerSession(Generic[Request, Reply]):
         self.close()
         self._forget()
         self.seat.move()
+        self.moved_count += 1
         log.info("session moved", worker=self.worker.role, before=before, to=self.worker.address)
 
     async def _opened(self, state: StepState) -> bool:
         """Open the session if it does not expect this step; says if it is fresh from its prefill."""
         if self._next_step != state.step:
             if self._was_opened:
+                self.rebuilt_count += 1
                 log.info(
                     "session rebuilt",
                     worker=self.worker.role,

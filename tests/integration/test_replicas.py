@@ -93,6 +93,7 @@ async def test_a_session_of_a_lost_target_goes_on_on_the_other(
     replicas: Replicas, end: str
 ) -> None:
     """Killed or told to end: its text is the undisturbed one, and it does not wait for the worker."""
+    of_targets = {"worker": "target"}
     async with replicas.running() as stack:
         undisturbed = await stack.generate(SEEDED)
         stream = Stream(stack, SEEDED)
@@ -100,7 +101,12 @@ async def test_a_session_of_a_lost_target_goes_on_on_the_other(
         await getattr(replicas.serving(replicas.targets), end)()
         disturbed = await stream.read_to_end()
         again = await stack.generate(SEEDED)
+        counted = [
+            stack.server.registry.get_sample_value(f"sequoia_sessions_{what}_total", of_targets)
+            for what in ("moved", "rebuilt")
+        ]
     assert disturbed.token_ids == undisturbed.token_ids == again.token_ids
+    assert counted == [1.0, 1.0]
 
 
 async def test_a_session_of_a_lost_draft_goes_on_on_the_other(replicas: Replicas) -> None:
