@@ -19,6 +19,7 @@ from sequoia.rpc.errors import RemoteError
 from sequoia.runtime.worker import WorkerLimits
 from sequoia.settings import SamplingSettings
 from tests.stack import HOST, DraftRole, Stack, Stream, TargetRole, running_coordinator
+from tests.tiny import byte_pair, feature_draft
 
 SEEDED = GenerationRequest(
     text="the quick brown fox",
@@ -66,10 +67,17 @@ class Replicas:
         return found
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A target, and a draft that reads its features: more than tokens has to move with a session."""
+    target, _ = byte_pair(tmp_path_factory.mktemp("pair"))
+    return target, feature_draft(tmp_path_factory.mktemp("draft"), target)
+
+
 @pytest.fixture
-def replicas(pair: tuple[Path, Path]) -> Replicas:
+def replicas(models: tuple[Path, Path]) -> Replicas:
     """Not started."""
-    return Replicas(*pair)
+    return Replicas(*models)
 
 
 def session_counts(roles: list[Any]) -> list[int]:
