@@ -64,9 +64,10 @@ async def serving(credentials: RoleCredentials, host: str = HOST) -> AsyncIterat
         await server.kill()
 
 
-async def answers(address: str, files: TlsFiles | None) -> bool:
-    """Whether a caller with these files gets its answer."""
-    channel = RpcChannel(address, channel_credentials(files) if files else None)
+async def answers(address: str, files: TlsFiles | None, server_name: str | None = None) -> bool:
+    """Whether a caller with these files gets its answer, from whoever goes by that name."""
+    credentials = channel_credentials(files) if files else None
+    channel = Endpoint(address, credentials, server_name=server_name).open()
     try:
         await channel.call(GET_PLAN, None, timeout=20)
     except RemoteError as error:
@@ -107,6 +108,17 @@ async def test_a_caller_believes_its_own_authority_and_the_name_it_called(
     for server, is_believed in servers:
         async with server as address:
             assert await answers(address, mine) == is_believed
+
+
+async def test_a_worker_that_was_found_by_its_name_has_to_show_that_name(folder: Path) -> None:
+    """One of several behind a name is called by its own address, which no certificate has."""
+    known = TlsFiles(
+        folder / "authority.crt", folder / "coordinator.crt", folder / "coordinator.key"
+    )
+    async with serving(role(folder, "target"), ELSEWHERE) as address:
+        assert await answers(address, known, "target")
+        assert not await answers(address, known, "draft")
+        assert not await answers(address, known)
 
 
 async def test_clients_show_certificates_where_their_authority_is_named(
