@@ -19,7 +19,7 @@ from sequoia.randomness import Purpose, coupled_noise, uniforms
 from sequoia.runtime.features import unpack_features
 from sequoia.runtime.forward import PassOutput
 from sequoia.runtime.segment import Segment
-from sequoia.runtime.sessions import Session
+from sequoia.runtime.session import Session
 from sequoia.runtime.worker import ModelWorker
 from sequoia.sampling import SUPPORT_SIZE, draw_without_replacement, penalise, sparsify, warp
 from sequoia.settings import DrawRule

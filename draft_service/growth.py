@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sequoia.messages import DraftDistribution, GrownTree
-from sequoia.runtime.sessions import Session
+from sequoia.runtime.session import Session
 from sequoia.tree import ROOT_PARENT, Topology, Tree
 
 

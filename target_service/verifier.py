@@ -22,7 +22,7 @@ from sequoia.randomness import Purpose, coupled_noise, uniforms
 from sequoia.runtime.features import pack_features
 from sequoia.runtime.forward import PassOutput
 from sequoia.runtime.segment import Segment
-from sequoia.runtime.sessions import Session
+from sequoia.runtime.session import Session
 from sequoia.runtime.worker import ModelWorker, shared_passes
 from sequoia.sampling import draw_indices, favourites, penalise, warp, warped_probs
 from sequoia.settings import DrawRule

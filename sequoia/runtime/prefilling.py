@@ -24,7 +24,8 @@ from sequoia.runtime.forward import TreeModel
 from sequoia.runtime.metrics import WorkerMetrics
 from sequoia.runtime.pace import Pace
 from sequoia.runtime.segment import Segment
-from sequoia.runtime.sessions import Session, SessionTable
+from sequoia.runtime.session import Session
+from sequoia.runtime.sessions import SessionTable
 
 log = structlog.get_logger(__name__)
 

@@ -1,4 +1,4 @@
-"""Sessions of a worker: soft state that can be rebuilt anywhere from its tokens."""
+"""The sessions of a worker, bounded in number and memory."""
 
 from __future__ import annotations
 
@@ -6,120 +6,18 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from threading import RLock
 from typing import Generic, TypeVar
 
 import structlog
-from torch import Tensor
 
-from sequoia.errors import CapacityError, MalformedTreeError, StaleStepError, UnknownSessionError
-from sequoia.messages import Prefill, SessionSettings, StepHeader
-from sequoia.runtime.cache import KVCache
-from sequoia.tree import ROOT_ONLY, Tree, TreeError
+from sequoia.errors import CapacityError, UnknownSessionError
+from sequoia.messages import Prefill
+from sequoia.runtime.session import Session
 
 log = structlog.get_logger(__name__)
 
 Reply = TypeVar("Reply")
-
-
-@dataclass(slots=True, eq=False)
-class Session(Generic[Reply]):
-    """One request's state on a worker.
-
-    `token_ids` are the committed tokens. The cache holds rows for a prefix of them and, behind
-    that, the rows of the last tree: node i in row `node_rows[i]`, where it was forwarded at all.
-    """
-
-    session_id: str
-    settings: SessionSettings
-    token_ids: list[int]
-    next_step: int
-    # What a feature-conditioned draft reads at the committed tokens that are not cached yet.
-    features: Tensor | None = None  # [uncached tokens, hidden]
-    cache: KVCache = field(default_factory=KVCache)
-    tree: Tree | None = None
-    node_rows: dict[int, int] = field(default_factory=dict)
-    last_reply: Reply | None = None
-    step_count: int = 0
-    largest_batch: int = 0
-    is_prefilling: bool = False  # not all of the prompt has been read
-    # The table's notes; nobody else writes them.
-    user_count: int = 0
-    is_closing: bool = False  # to be freed as soon as nobody uses it
-    last_used: float = 0.0
-    counted_bytes: int = 0
-
-    def repeated(self, header: StepHeader) -> Reply | None:
-        """The reply of the last step if this call repeats it.
-
-        Raises:
-            StaleStepError: the step is neither the last one nor the next, or comes before the end
-                of the prefill.
-        """
-        if self.is_prefilling:
-            raise StaleStepError(
-                f"step {header.step} of session {self.session_id}: its prefill is not over",
-                field="header.step",
-            )
-        if header.step == self.next_step - 1 and self.last_reply is not None:
-            return self.last_reply
-        if header.step != self.next_step:
-            raise StaleStepError(
-                f"step {header.step} of session {self.session_id}: expected {self.next_step}",
-                field="header.step",
-                limit=self.next_step,
-                value=header.step,
-            )
-        return None
-
-    def advance(self, header: StepHeader, root_token_id: int) -> None:
-        """Commit what the last step accepted and the new root; keep only the rows of what stays.
-
-        Raises:
-            StaleStepError: the base length contradicts what the session holds.
-            MalformedTreeError: the accepted nodes are not a path of the last tree.
-        """
-        expected = len(self.token_ids) + (len(header.accepted_nodes) + 1 if self.tree else 0)
-        if header.base_length != expected:
-            raise StaleStepError(
-                f"base length {header.base_length} of session {self.session_id}: "
-                f"the session is at {expected}",
-                field="header.base_length",
-                limit=expected,
-                value=header.base_length,
-            )
-        topology = self.tree.topology if self.tree else ROOT_ONLY
-        try:
-            topology.require_path(header.accepted_nodes)
-        except TreeError as error:
-            raise MalformedTreeError(str(error), field="header.accepted_node_indices") from error
-        if self.tree is None:
-            if self.token_ids[-1] != root_token_id:
-                raise StaleStepError(
-                    f"root token {root_token_id}: the session ends with {self.token_ids[-1]}",
-                    field="root_token_id",
-                    limit=self.token_ids[-1],
-                )
-            return
-        self._keep_rows(header.accepted_nodes)
-        self.token_ids.extend(self.tree.token_ids[node] for node in header.accepted_nodes)
-        self.token_ids.append(root_token_id)
-        self.tree, self.node_rows = None, {}
-
-    def _keep_rows(self, accepted: tuple[int, ...]) -> None:
-        # Roots of trees that had no other node may not have been read by a draft.
-        start = min(len(self.token_ids) - 1, self.cache.length)
-        path = (0, *accepted)
-        self.cache.keep(start, [self.node_rows[node] for node in path if node in self.node_rows])
-
-    def finish_step(self, header: StepHeader, tree: Tree, reply: Reply, batch_size: int) -> None:
-        """Remember the tree and the reply until the next step; `batch_size` sessions shared it."""
-        self.step_count += 1
-        self.largest_batch = max(self.largest_batch, batch_size)
-        self.tree = tree
-        self.last_reply = reply
-        self.next_step = header.step + 1
 
 
 class SessionTable(Generic[Reply]):

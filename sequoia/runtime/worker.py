@@ -37,7 +37,8 @@ from sequoia.runtime.metrics import WorkerMetrics
 from sequoia.runtime.pace import LEAST_TOKENS, MOST_TOKENS, Pace
 from sequoia.runtime.prefilling import Prefiller
 from sequoia.runtime.segment import Segment
-from sequoia.runtime.sessions import Session, SessionTable
+from sequoia.runtime.session import Session
+from sequoia.runtime.sessions import SessionTable
 from sequoia.tree import Topology, Tree
 
 log = structlog.get_logger(__name__)

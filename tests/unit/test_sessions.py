@@ -6,7 +6,8 @@ import torch
 from sequoia.errors import CapacityError, MalformedTreeError, StaleStepError, UnknownSessionError
 from sequoia.messages import Prefill, SessionSettings, StepHeader
 from sequoia.runtime.cache import KVCache, LayerRows
-from sequoia.runtime.sessions import Session, SessionTable
+from sequoia.runtime.session import Session
+from sequoia.runtime.sessions import SessionTable
 from sequoia.settings import DrawRule, SamplingSettings
 from sequoia.tree import Topology, Tree
 
