@@ -22,6 +22,7 @@ def main(
     threads: config.Threads = 0,
     session_limit: config.SessionLimit = 64,
     kv_cache_limit_bytes: config.KvCacheLimit = 2**30,
+    prefix_cache: config.PrefixCache = True,
     batch_limit: config.BatchLimit = 32,
     node_limit: config.NodeLimit = 1024,
     log_level: config.LogLevelOption = config.LogLevel.INFO,
@@ -52,7 +53,9 @@ def main(
     from sequoia.runtime.service import serve_worker
     from sequoia.runtime.worker import WorkerLimits
 
-    limits = WorkerLimits(session_limit, kv_cache_limit_bytes, node_limit, batch_limit)
+    limits = WorkerLimits(
+        session_limit, kv_cache_limit_bytes, node_limit, batch_limit, prefix_cache=prefix_cache
+    )
 
     def load(device_thread: DeviceThread) -> Grower:
         parts = load_draft_worker(draft, target, dtype, device)

@@ -232,6 +232,15 @@ TargetKvCacheLimit = Annotated[
         "that stays in the host's memory.",
     ),
 ]
+PrefixCache = Annotated[
+    bool,
+    typer.Option(
+        "--prefix-cache/--no-prefix-cache",
+        envvar="SEQUOIA_PREFIX_CACHE",
+        help="Keep what closed sessions have read, as long as nobody needs the room, for prompts that begin "
+        "alike.",
+    ),
+]
 BatchLimit = Annotated[
     int,
     typer.Option(envvar="SEQUOIA_BATCH_LIMIT", min=1, max=1024, help="Most sessions in one pass."),

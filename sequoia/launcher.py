@@ -58,6 +58,7 @@ class LaunchOptions:
         target_replicas: how many target workers.
         draft_replicas: how many draft workers.
         drain_seconds: how long requests may go on when the system is told to end.
+        prefix_cache: whether workers keep what closed sessions have read; True leaves it to them.
         metrics_port: of the coordinator's /metrics; planner, target and draft take the next three.
             0 for none.
     """
@@ -84,6 +85,7 @@ class LaunchOptions:
     target_replicas: int = 1
     draft_replicas: int = 1
     drain_seconds: float = 0.0
+    prefix_cache: bool = True
 
     def metrics(self, module: str) -> int:
         """The port of a role's metrics."""
@@ -98,6 +100,10 @@ class LaunchOptions:
                 "--host-memory": self.host_memory,
             }
         )
+
+    def caching(self) -> list[str]:
+        """The workers' flag that says what they keep of closed sessions."""
+        return [] if self.prefix_cache else ["--no-prefix-cache"]
 
     def planning(self) -> list[str]:
         """The planner's flags."""
@@ -326,7 +332,7 @@ class LocalSystem:
             self.redis_url = self._valkey.url
         common = options.common()
         model = [*common, "--target", options.target, "--dtype", options.dtype]
-        model += ["--device", options.device]
+        model += ["--device", options.device, *options.caching()]
         draft_options = ["--draft", options.draft] if options.draft else []
         self._say("starting the draft and target workers")
         if options.threads:

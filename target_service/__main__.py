@@ -24,6 +24,7 @@ def main(
     threads: config.Threads = 0,
     session_limit: config.SessionLimit = 64,
     kv_cache_limit_bytes: config.TargetKvCacheLimit = None,
+    prefix_cache: config.PrefixCache = True,
     batch_limit: config.BatchLimit = 32,
     node_limit: config.NodeLimit = 1024,
     log_level: config.LogLevelOption = config.LogLevel.INFO,
@@ -64,6 +65,7 @@ def main(
             node_limit,
             batch_limit,
             pass_tokens=parts.pass_tokens,
+            prefix_cache=prefix_cache,
         )
         return Verifier(parts.name, parts.model, parts.tokenizer_sha256, limits, device_thread)
 

@@ -131,6 +131,7 @@ def _verdict(session: Session[Verdict], request: VerifyTree, output: PassOutput)
         else _logprobs(request, raw, token_ids, settings.logprob_count)
     )
     features = pack_features(output.features) if settings.with_features else None
+    session.tree_features = features
     return Verdict(tuple(token_ids), distributions, logprobs, features)
 
 

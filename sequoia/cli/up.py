@@ -30,6 +30,7 @@ def up(
     target_replicas: config.TargetReplicas = 1,
     draft_replicas: config.DraftReplicas = 1,
     drain_seconds: config.DrainSeconds = 0.0,
+    prefix_cache: config.PrefixCache = True,
     log_level: config.LogLevelOption = config.LogLevel.INFO,
     metrics_port: observability_options.SystemMetricsPort = 0,
     redis_password_file: security_options.RedisPasswordFile = None,
@@ -71,6 +72,7 @@ def up(
         target_replicas=target_replicas,
         draft_replicas=draft_replicas,
         drain_seconds=drain_seconds,
+        prefix_cache=prefix_cache,
     )
     try:
         require_bindable(host, port)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
@@ -27,6 +27,13 @@ class Rows(Protocol):
     def repeated(self, length: int) -> Rows:
         """Memory of `length` rows that all repeat the first."""
 
+    @property
+    def is_retainable(self) -> bool:
+        """Whether they may stay when their session is closed."""
+
+    def copied(self, length: int) -> Rows | None:
+        """Memory of its own with the first `length` rows; None where there is no room for it."""
+
 
 class KVCache:
     """Keys and values of one session, written in place, grown in blocks of rows.
@@ -43,6 +50,24 @@ class KVCache:
     def memory_bytes(self) -> int:
         """Bytes allocated."""
         return self.rows.memory_bytes if self.rows else 0
+
+    def free(self) -> None:
+        """Give the memory back at once, whoever still knows this cache."""
+        self.rows, self.length = None, 0
+
+    @property
+    def is_retainable(self) -> bool:
+        """Whether there are rows that may stay when their session is closed."""
+        return self.rows is not None and self.rows.is_retainable
+
+    def copied(self, length: int) -> KVCache | None:
+        """A cache with the first `length` rows in memory of its own; None where there is no room."""
+        rows = self.rows.copied(length) if self.rows else None
+        if rows is None:
+            return None
+        other = KVCache()
+        other.rows, other.length = rows, length
+        return other
 
     def repeated(self, length: int) -> KVCache:
         """A cache of `length` rows that all repeat the first: like any other, to a clock."""
@@ -88,10 +113,28 @@ class LayerRows:
             self.keys.append(keys.new_empty(keys.shape[0], 0, keys.shape[2]))
             self.values.append(values.new_empty(values.shape[0], 0, values.shape[2]))
         if end > self.keys[layer].shape[1]:
-            self.keys[layer] = _grown(self.keys[layer], at, end)
-            self.values[layer] = _grown(self.values[layer], at, end)
+            capacity = grown_capacity(self.keys[layer].shape[1], end)
+            self.keys[layer] = _beginning(self.keys[layer], at, capacity)
+            self.values[layer] = _beginning(self.values[layer], at, capacity)
         self.keys[layer][:, at:end] = keys
         self.values[layer][:, at:end] = values
+
+    @property
+    def is_retainable(self) -> bool:
+        """See `Rows`."""
+        return True
+
+    def copied(self, length: int) -> Rows | None:
+        """See `Rows`."""
+        other = LayerRows()
+        other.copy(self, length)
+        return other
+
+    def copy(self, one: LayerRows, length: int) -> None:
+        """Become another's first `length` rows."""
+        capacity = grown_capacity(0, length)
+        self.keys = [_beginning(tensor, length, capacity) for tensor in one.keys]
+        self.values = [_beginning(tensor, length, capacity) for tensor in one.values]
 
     def repeated(self, length: int) -> Rows:
         """See `Rows`."""
@@ -124,16 +167,21 @@ def grown_capacity(capacity: int, needed: int) -> int:
     return -(-rows // GROWTH_ROWS) * GROWTH_ROWS
 
 
-def _grown(tensor: Tensor, valid: int, needed: int) -> Tensor:
-    grown = tensor.new_zeros(
-        tensor.shape[0], grown_capacity(tensor.shape[1], needed), tensor.shape[2]
-    )
-    grown[:, :valid] = tensor[:, :valid]
-    return grown
+def _beginning(tensor: Tensor, length: int, capacity: int) -> Tensor:
+    """The first `length` rows of `[heads, rows, head_dim]`, with room for `capacity`."""
+    other = tensor.new_zeros(tensor.shape[0], capacity, tensor.shape[2])
+    other[:, :length] = tensor[:, :length]
+    return other
 
 
 class Homes(Protocol):
-    """Where transformers' sessions have their rows, and how a pass comes by them."""
+    """Where transformers' sessions have their rows, and how a pass comes by them.
+
+    Attributes:
+        spare: to be called when a place has no more room; frees rows that nobody needs, if there are any.
+    """
+
+    spare: Callable[[], bool]
 
     def serving(
         self, caches: Sequence[KVCache], row_counts: Sequence[int]
@@ -146,8 +194,16 @@ class Homes(Protocol):
         """Write rows `[heads, rows, head_dim]` of a layer behind the valid ones; all of its rows."""
 
 
+def nothing_to_spare() -> bool:
+    """Frees no rows."""
+    return False
+
+
 class OnDevice:
     """All rows stay on the device that computes."""
+
+    def __init__(self) -> None:
+        self.spare: Callable[[], bool] = nothing_to_spare
 
     @contextmanager
     def serving(self, caches: Sequence[KVCache], row_counts: Sequence[int]) -> Iterator[None]:

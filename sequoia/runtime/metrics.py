@@ -55,6 +55,12 @@ class WorkerMetrics(Instruments):
             labels,
             registry=registry,
         ).labels(role)
+        self.reused = Counter(
+            "sequoia_worker_prefill_reused_tokens",
+            "Tokens of prompts that a closed session had read already.",
+            labels,
+            registry=registry,
+        ).labels(role)
         self.opened = Counter(
             "sequoia_worker_sessions_opened",
             "Sessions opened or rebuilt.",
@@ -71,12 +77,18 @@ class WorkerMetrics(Instruments):
             "sequoia_worker", "The model and where it runs.", labels, registry=registry
         ).labels(role)
 
-    def show(self, info: Callable[[], WorkerInfo], queued: Callable[[], int]) -> None:
+    def show(
+        self,
+        info: Callable[[], WorkerInfo],
+        queued: Callable[[], int],
+        retained_bytes: Callable[[], int],
+    ) -> None:
         """Read what the worker holds from it whenever it is scraped.
 
         Args:
             info: what it says of itself.
             queued: how many calls wait for its device.
+            retained_bytes: what closed sessions hold beside those in the information.
         """
         known = info()
         self._info.info(
@@ -95,6 +107,11 @@ class WorkerMetrics(Instruments):
                 "kv_cache_limit_bytes",
                 "Most bytes of keys and values.",
                 lambda: info().kv_cache_limit_bytes,
+            ),
+            (
+                "retained_kv_cache_bytes",
+                "Keys and values of closed sessions, kept for prompts that begin alike.",
+                retained_bytes,
             ),
             ("jobs_queued", "Steps and chunks that wait for the device.", queued),
         )

@@ -44,8 +44,8 @@ class Prompt(Generic[Reply]):
     request: Prefill
     session: Session[Reply]
     number: int = field(default_factory=lambda: next(_numbers))  # in order of arrival
-    features: list[Features] = field(default_factory=list)  # of the chunks so far, where asked for
     device_seconds: float = 0.0
+    has_begun: bool = False
 
     @property
     def unread_count(self) -> int:
@@ -54,7 +54,7 @@ class Prompt(Generic[Reply]):
 
 
 class Prefiller(Generic[Reply]):
-    """Opens sessions on one device.
+    """Opens sessions on one device, reading what no closed session has read already.
 
     Args:
         model: to read with.
@@ -87,6 +87,8 @@ class Prefiller(Generic[Reply]):
     async def prefill(self, request: Prefill) -> Prefilled:
         """Open a session and read all tokens but the last, chunk by chunk.
 
+        Those that a retained session begins with as well are not read again.
+
         However this ends before the last chunk, the session is freed after the chunk in hand.
 
         Raises:
@@ -95,6 +97,8 @@ class Prefiller(Generic[Reply]):
         """
         with self._sessions.opening(request) as session:
             prompt = Prompt(request, session)
+            if self._wants_features(prompt):
+                session.features_given = []
             while prompt.unread_count:
                 await self._device.submit(self._read, prompt, request.session_id)
             if session.is_closing:
@@ -103,10 +107,13 @@ class Prefiller(Generic[Reply]):
             return Prefilled(prompt.device_seconds, self._features_of(prompt))
 
     def _features_of(self, prompt: Prompt[Reply]) -> Features | None:
-        if not self._wants_features(prompt):
+        session = prompt.session
+        if session.features_given is None:
             return None
         none = np.empty((0, self._model.feature_size), dtype=np.uint16)
-        return np.concatenate(prompt.features or [none])
+        features = np.concatenate(session.features_given or [none])
+        session.features_given = [features] if self._sessions.retains else None
+        return features
 
     def _wants_features(self, prompt: Prompt[Reply]) -> bool:
         return self._gives_features and prompt.session.settings.with_features
@@ -119,10 +126,20 @@ class Prefiller(Generic[Reply]):
                 in_use.enter_context(self._sessions.holding(prompt.session))
                 if prompt.session.is_closing:
                     failures[prompt] = closed_meanwhile(prompt.session.session_id)
-            if reading := [prompt for prompt in prompts if prompt not in failures]:
+            opening = [prompt for prompt in prompts if prompt not in failures]
+            for prompt in opening:
+                self._begin(prompt)
+            if reading := [prompt for prompt in opening if prompt.unread_count]:
                 failures |= self._run_pass(reading, self._pace.token_budget())
-                failures |= self._make_room([p for p in reading if p not in failures])
+            failures |= self._make_room([p for p in opening if p not in failures])
         return [failures.get(prompt) for prompt in prompts]
+
+    def _begin(self, prompt: Prompt[Reply]) -> None:
+        """Before its first chunk: what a closed session has read need not be read again."""
+        if not prompt.has_begun:
+            prompt.has_begun = True
+            self._sessions.reuse(prompt.session, self._wants_features(prompt))
+            self._metrics.reused.inc(prompt.session.reused_count)
 
     def _run_pass(
         self, prompts: Sequence[Prompt[Reply]], token_budget: int
@@ -138,6 +155,8 @@ class Prefiller(Generic[Reply]):
         try:
             outputs = self._model.forward(segments, with_logits=False)
         except (MemoryError, RuntimeError) as error:
+            if self._sessions.free_retained():
+                return self._run_pass(prompts, token_budget)
             if len(prompts) > 1:  # whose fault it was shows when each is alone
                 alone = [self._run_pass([prompt], share) for prompt in prompts]
                 return {prompt: failure for one in alone for prompt, failure in one.items()}
@@ -145,8 +164,8 @@ class Prefiller(Generic[Reply]):
             log.exception("prefill failed", session_id=session_id)
             return {prompts[0]: CapacityError(f"prefill failed: {error}", session_id=session_id)}
         for prompt, output in zip(prompts, outputs, strict=True):
-            if self._wants_features(prompt):
-                prompt.features.append(pack_features(output.features))
+            if prompt.session.features_given is not None:
+                prompt.session.features_given.append(pack_features(output.features))
         finish(self._model.device)  # the pace must be true
         seconds = self._pace.clock() - started
         token_count = sum(len(segment.token_ids) for segment in segments)

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from torch import Tensor
 
 from sequoia.errors import MalformedTreeError, StaleStepError
-from sequoia.messages import SessionSettings, StepHeader
+from sequoia.messages import Features, SessionSettings, StepHeader
 from sequoia.runtime.cache import KVCache
 from sequoia.tree import ROOT_ONLY, Tree, TreeError
 
@@ -29,6 +29,9 @@ class Session(Generic[Reply]):
     next_step: int
     # What a feature-conditioned draft reads at the committed tokens that are not cached yet.
     features: Tensor | None = None  # [uncached tokens, hidden]
+    # The model's own features of the cached tokens, in parts, for whoever shares them later.
+    features_given: list[Features] | None = None  # each [tokens, hidden]; None: not kept
+    tree_features: Features | None = None  # of the last tree's nodes, [nodes, hidden]
     cache: KVCache = field(default_factory=KVCache)
     tree: Tree | None = None
     node_rows: dict[int, int] = field(default_factory=dict)
@@ -36,9 +39,11 @@ class Session(Generic[Reply]):
     step_count: int = 0
     largest_batch: int = 0
     is_prefilling: bool = False  # not all of the prompt has been read
+    reused_count: int = 0  # tokens of the prompt that another session had read
     # The table's notes; nobody else writes them.
     user_count: int = 0
     is_closing: bool = False  # to be freed as soon as nobody uses it
+    is_finished: bool = False  # closed by whoever opened it: what it has read may serve others
     last_used: float = 0.0
     counted_bytes: int = 0
 
@@ -94,16 +99,24 @@ class Session(Generic[Reply]):
                     limit=self.token_ids[-1],
                 )
             return
-        self._keep_rows(header.accepted_nodes)
-        self.token_ids.extend(self.tree.token_ids[node] for node in header.accepted_nodes)
-        self.token_ids.append(root_token_id)
-        self.tree, self.node_rows = None, {}
+        path = [self.tree.token_ids[node] for node in header.accepted_nodes]
+        self._keep_path(header.accepted_nodes)
+        self.token_ids += [*path, root_token_id]
 
-    def _keep_rows(self, accepted: tuple[int, ...]) -> None:
+    def drop_tree(self) -> None:
+        """Keep what is committed alone: nobody has said what the last step accepted."""
+        if self.tree is not None:
+            self._keep_path(())
+
+    def _keep_path(self, accepted: tuple[int, ...]) -> None:
+        """Keep rows and features of the last tree's root and of the accepted nodes, no others."""
         # Roots of trees that had no other node may not have been read by a draft.
         start = min(len(self.token_ids) - 1, self.cache.length)
-        path = (0, *accepted)
+        path = [0, *accepted]
         self.cache.keep(start, [self.node_rows[node] for node in path if node in self.node_rows])
+        if self.features_given is not None and self.tree_features is not None:
+            self.features_given.append(self.tree_features[path])
+        self.tree, self.node_rows, self.tree_features = None, {}, None
 
     def finish_step(self, header: StepHeader, tree: Tree, reply: Reply, batch_size: int) -> None:
         """Remember the tree and the reply until the next step; `batch_size` sessions shared it."""

@@ -13,6 +13,7 @@ import structlog
 
 from sequoia.errors import CapacityError, UnknownSessionError
 from sequoia.messages import Prefill
+from sequoia.runtime.retained import RetainedSession, RetainedSessions
 from sequoia.runtime.session import Session
 
 log = structlog.get_logger(__name__)
@@ -22,6 +23,9 @@ Reply = TypeVar("Reply")
 
 class SessionTable(Generic[Reply]):
     """All sessions of a worker, bounded in number and bytes; the least recently used goes first.
+
+    Closed ones are retained as long as there is room beside the others (ADR 0015), at most
+    `retained_limit`. Those that count here are the others.
 
     Called from the event loop and from the device thread. A session's bytes are counted while it is
     in use and when that ends: nothing else can change them.
@@ -34,6 +38,7 @@ class SessionTable(Generic[Reply]):
         idle_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         on_evicted: Callable[[], None] = lambda: None,
+        retained_limit: int = 0,
     ) -> None:
         self.session_limit = session_limit
         self.kv_cache_limit_bytes = kv_cache_limit_bytes
@@ -41,6 +46,7 @@ class SessionTable(Generic[Reply]):
         self._clock = clock
         self._on_evicted = on_evicted
         self._sessions: OrderedDict[str, Session[Reply]] = OrderedDict()
+        self._retained = RetainedSessions(retained_limit)
         self._in_use: set[Session[Reply]] = set()
         self._held_bytes = 0
         self._lock = RLock()
@@ -52,6 +58,16 @@ class SessionTable(Generic[Reply]):
     def kv_cache_bytes(self) -> int:
         """Bytes of KV cache that all sessions hold."""
         return self._held_bytes
+
+    @property
+    def retained_bytes(self) -> int:
+        """Bytes of KV cache of closed ones; never beside more of the others than the limit allows."""
+        return self._retained.memory_bytes
+
+    @property
+    def retains(self) -> bool:
+        """Whether closed sessions are retained."""
+        return self._retained.limit > 0
 
     def open(self, prefill: Prefill) -> Session[Reply]:
         """Make a session, replacing one of the same name and evicting an idle one if needed.
@@ -125,19 +141,20 @@ class SessionTable(Generic[Reply]):
             self._release(session)
 
     def close(self, session_id: str) -> None:
-        """Free a session, at once or as soon as nobody uses it."""
+        """End a session, at once or as soon as nobody uses it; what it has read may be retained."""
         with self._lock:
             session = self._sessions.get(session_id)
             if session is None or session.is_closing:
                 return
-            session.is_closing = True
+            session.is_closing = session.is_finished = True
             if not session.user_count:
-                self.drop(session)
+                self._end(session)
         log.info(
             "session closed",
             session_id=session_id,
             step_count=session.step_count,
             largest_batch=session.largest_batch,
+            reused_token_count=session.reused_count,
         )
 
     def drop(self, session: Session[Reply]) -> None:
@@ -148,8 +165,43 @@ class SessionTable(Generic[Reply]):
                 del self._sessions[session.session_id]
                 self._held_bytes -= session.counted_bytes
 
+    def reuse(self, session: Session[Reply], with_features: bool) -> None:
+        """Let a session that has read nothing yet begin with what a retained one has in common with it.
+
+        Called on the device's thread alone, which is where rows are copied. Of its tokens the last one
+        is not to be read.
+
+        Args:
+            session: which is in use.
+            with_features: whether the tokens' features are wanted as well.
+        """
+        with self._lock:
+            found = self._retained.take(session.token_ids[:-1], with_features)
+        if found is None:
+            return
+        retained, count = found
+        cache = retained.beginning(count)
+        if cache is not retained.cache:
+            with self._lock:
+                self._retained.add(retained)
+        if cache is None:
+            return
+        session.cache, session.reused_count = cache, count
+        if with_features:
+            session.features_given = [retained.features_of(count)]
+
+    def evict_retained(self) -> bool:
+        """Free the least recently used of the retained sessions, if there is one."""
+        with self._lock:
+            return self._retained.evict()
+
+    def free_retained(self) -> bool:
+        """Free all retained sessions; says whether there were any."""
+        with self._lock:
+            return self._retained.clear()
+
     def enforce_memory_limit(self) -> None:
-        """Evict idle sessions until the KV cache fits its limit again.
+        """Evict retained sessions, then idle ones, until the KV cache fits its limit again.
 
         Raises:
             CapacityError: what is in use alone is over the limit.
@@ -157,8 +209,8 @@ class SessionTable(Generic[Reply]):
         with self._lock:
             for session in self._in_use:
                 self._count(session)
-            while self._held_bytes > self.kv_cache_limit_bytes:
-                if not self._evict():
+            while self._held_bytes + self._retained.memory_bytes > self.kv_cache_limit_bytes:
+                if not (self._retained.evict() or self._evict()):
                     raise CapacityError(
                         f"the KV cache needs {self._held_bytes} bytes, over the limit of "
                         f"{self.kv_cache_limit_bytes}",
@@ -194,7 +246,16 @@ class SessionTable(Generic[Reply]):
                 return
             self._in_use.discard(session)
             if session.is_closing:
-                self.drop(session)
+                self._end(session)
+
+    def _end(self, session: Session[Reply]) -> None:
+        """Free a session that nobody uses, and retain one that was closed and has not failed before."""
+        is_whole = session.is_finished and not session.is_prefilling
+        if self._holds(session) and is_whole and session.cache.is_retainable:
+            session.drop_tree()
+            tokens, features = session.token_ids, session.features_given
+            self._retained.add(RetainedSession.of(tokens, session.cache, features))
+        self.drop(session)
 
     def _holds(self, session: Session[Reply]) -> bool:
         return self._sessions.get(session.session_id) is session

@@ -76,6 +76,7 @@ class WorkerLimits:
     idle_seconds: float = 1.0  # a session unused for so long may be evicted
     # Tokens of one pass, for which memory was set aside; None for no bound.
     pass_tokens: int | None = None
+    prefix_cache: bool = True  # closed sessions are retained for prompts that begin alike
 
 
 class ModelWorker(ABC, Generic[Request, Reply]):
@@ -109,7 +110,9 @@ class ModelWorker(ABC, Generic[Request, Reply]):
             limits.kv_cache_limit_bytes,
             limits.idle_seconds,
             on_evicted=self.metrics.evicted.inc,
+            retained_limit=limits.session_limit if limits.prefix_cache else 0,
         )
+        model.homes.spare = self.sessions.evict_retained
         self.device = device or DeviceThread("device", limits.batch_limit)
         # Where all weights have to come by, a pass over a few tokens takes as long as one over many.
         least_tokens = LEAST_TOKENS if model.placement == "on-chip" else MOST_TOKENS
@@ -129,7 +132,9 @@ class ModelWorker(ABC, Generic[Request, Reply]):
             self.gives_features,
             self.metrics,
         )
-        self.metrics.show(self.info, lambda: self.device.queued_count)
+        self.metrics.show(
+            self.info, lambda: self.device.queued_count, lambda: self.sessions.retained_bytes
+        )
 
     def info(self) -> WorkerInfo:
         """Who this worker is and what it holds now."""
@@ -278,6 +283,7 @@ class ModelWorker(ABC, Generic[Request, Reply]):
         except Exception as error:
             for session, _ in steps:
                 self.sessions.drop(session)
+            self.sessions.free_retained()  # it may have been memory that was missing
             log.exception("step failed", sessions=[s.session_id for s, _ in steps])
             return [SequoiaError(f"step failed: {error}")] * len(steps)
         try:
@@ -290,7 +296,7 @@ class ModelWorker(ABC, Generic[Request, Reply]):
         return [reply for _, reply in results]
 
     def close_session(self, session_id: str) -> None:
-        """Free a session; an unknown one is not an error."""
+        """End a session; an unknown one is not an error."""
         self.sessions.close(session_id)
         self.device.forget(session_id)
 

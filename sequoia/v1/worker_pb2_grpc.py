@@ -65,15 +65,17 @@ class WorkerServiceServicer:
 
     def Prefill(self, request, context):
         """Prefill opens or rebuilds a session. Its tokens are read in chunks, between which the steps of
-        other sessions run. A call that is cancelled, or whose session is closed meanwhile, ends after the
-        chunk in hand and leaves no session.
+        other sessions run; those that a closed session begins with as well may be taken from it. A call
+        that is cancelled, or whose session is closed meanwhile, ends after the chunk in hand and leaves no
+        session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CloseSession(self, request, context):
-        """CloseSession frees a session, at once or after the pass that uses it.
+        """CloseSession ends a session, at once or after the pass that uses it. Its memory is free for others,
+        and as long as none needs it serves prompts that begin alike.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

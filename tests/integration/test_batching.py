@@ -31,6 +31,7 @@ SHORT = GenerationRequest(
     ignore_end_of_text=True,
 )
 ENDLESS = replace(SHORT, max_new_tokens=2000)
+READING_ANEW = WorkerLimits(prefix_cache=False)  # what is read beside steps is to be seen
 LONG_PROMPT = replace(SHORT, token_ids=tuple(20 + n % 90 for n in range(3000)))
 
 
@@ -95,7 +96,7 @@ async def test_a_long_prompt_joins_between_the_steps_of_another(
     long_pair: tuple[Path, Path],
 ) -> None:
     """On both workers the one that streams steps on, between chunks of the one that comes."""
-    async with running_stack(*long_pair) as stack:
+    async with running_stack(*long_pair, limits=READING_ANEW) as stack:
         expected = await stack.generate(replace(ENDLESS, max_new_tokens=200))
         alone = await stack.generate(LONG_PROMPT)
         streaming = Stream(stack, ENDLESS)
@@ -124,7 +125,7 @@ async def test_a_request_cancelled_during_its_prefill_leaves_no_session(
     long_pair: tuple[Path, Path],
 ) -> None:
     """The rest of its prompt is not read."""
-    async with running_stack(*long_pair) as stack:
+    async with running_stack(*long_pair, limits=READING_ANEW) as stack:
         passes = noted_passes(stack.target)
         async with held(stack.target):
             task = asyncio.create_task(stack.generate(LONG_PROMPT))
@@ -243,7 +244,7 @@ async def test_shutting_down_refuses_those_who_wait(long_pair: tuple[Path, Path]
 
 async def test_memory_admits_as_many_as_it_holds(long_pair: tuple[Path, Path]) -> None:
     """Workers with room for two requests get two at a time, and never have to drop a session."""
-    limits = WorkerLimits(kv_cache_limit_bytes=2 * 256 * ROW_BYTES)
+    limits = replace(READING_ANEW, kv_cache_limit_bytes=2 * 256 * ROW_BYTES)
     async with running_stack(*long_pair, limits=limits) as stack:
         assert stack.target.worker
         assert stack.draft.worker

@@ -137,3 +137,23 @@ def test_transformers_is_told_the_length_of_the_longest_session() -> None:
     """Models that ask the cache how much it holds get an answer."""
     cache = PassCache([filled(2), filled(5)], [1, 1])
     assert cache.get_seq_length() == 5
+
+
+def test_the_first_rows_can_be_copied() -> None:
+    """Into memory of their own, with room for as many as a block holds."""
+    cache = filled(300)
+    other = cache.copied(20)
+    assert other is not None
+    assert other.memory_bytes * 2 == cache.memory_bytes
+    LayerRows.of(other).write(0, 20, rows(90, 3), rows(90, 3, VALUE_DIM))
+    other.length = 23
+    assert numbers(other, 0) == [*range(20), 90, 91, 92]
+    assert numbers(other, 1, 20) == list(range(20))
+    assert numbers(cache, 0) == list(range(300))
+
+
+def test_there_is_nothing_to_copy_in_an_empty_cache() -> None:
+    """Nor anything to retain."""
+    assert KVCache().copied(1) is None
+    assert not KVCache().is_retainable
+    assert filled(1).is_retainable

@@ -258,3 +258,22 @@ def test_without_a_compiler_there_is_a_reason(
     with pytest.raises(NativeUnavailableError, match="false"):
         library.__wrapped__()
     assert not list((tmp_path / "native").iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shared", [16, 33, 93])
+def test_what_another_text_has_read_changes_no_bit(dtype: torch.dtype, shared: int) -> None:
+    """Cut to what is common or copied as far, however that ends in a block, the rows say the same."""
+    model = compiled(random_model("qwen2, with biases", dtype))
+    ids = [*tokens(shared), *tokens(40, seed=1)]
+    other = [*tokens(shared), *tokens(50, seed=2)]
+    whole = model.plain(ids)
+    cut = KVCache()
+    model.prefill(cut, other)
+    copied = cut.copied(shared)
+    assert copied is not None
+    cut.keep(shared, [])
+    for cache in (cut, copied):
+        (output,) = model.forward([Segment.chain(cache, ids[shared:])])
+        assert torch.equal(output.logits, whole.logits[shared:])
+        assert torch.equal(output.features, whole.features[shared:])

@@ -272,6 +272,44 @@ async def test_a_worker_counts_rows_wherever_they_are(model: TreeModel) -> None:
     worker.device.stop()
 
 
+async def test_retained_rows_never_make_a_session_move(model: TreeModel) -> None:
+    """They are on the device alone, and are freed there as soon as somebody else needs the room."""
+    shelf = tiered(model, Lane(CPU), device_bytes=2 * BLOCK_BYTES)
+    worker = Verifier("tiny", model, "sha", WorkerLimits(), clock=Clock())
+    for name, count in (("in the host", 600), ("on the device", 100)):
+        await worker.prefill(Prefill(name, tuple(tokens(count)), 0, SETTINGS))
+        worker.close_session(name)
+    gc.collect()
+    assert worker.sessions.retained_bytes == BLOCK_BYTES
+    assert shelf.free_count == shelf_size(shelf)
+
+    await worker.prefill(Prefill("alike", tuple(tokens(200)), 0, SETTINGS))
+    session = worker.sessions._sessions["alike"]
+    assert session.reused_count == 99
+    await worker.prefill(Prefill("another", tuple(tokens(200, 2)), 0, SETTINGS))
+    worker.close_session("another")
+    await worker.prefill(Prefill("a third", tuple(tokens(200, 4)), 0, SETTINGS))
+
+    assert worker.sessions.retained_bytes == 0
+    live = worker.sessions._sessions.values()
+    assert all(isinstance(one.cache.rows, LayerRows) for one in live)
+    worker.device.stop()
+
+
+async def test_rows_are_copied_on_the_device_where_it_has_room(model: TreeModel) -> None:
+    """Otherwise the prompt is read anew; what is retained gives way to it as to any other."""
+    tiered(model, Lane(CPU), device_bytes=2 * BLOCK_BYTES)
+    worker = Verifier("tiny", model, "sha", WorkerLimits(), clock=Clock())
+    await worker.prefill(Prefill("first", tuple(tokens(100)), 0, SETTINGS))
+    worker.close_session("first")
+    for name, count in (("copied", 30), ("anew", 0)):
+        await worker.prefill(Prefill(name, (*tokens(30), 5, 5), 0, SETTINGS))
+        session = worker.sessions._sessions[name]
+        assert session.reused_count == count
+        assert isinstance(session.cache.rows, LayerRows)
+    worker.device.stop()
+
+
 class Clock:
     """Stands still."""
 

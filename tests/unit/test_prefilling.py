@@ -464,3 +464,111 @@ async def test_prefills_that_wait_are_refused_when_the_worker_stops(
     (failure,) = await asyncio.gather(task, return_exceptions=True)
     assert "stopping" in str(failure)
     assert len(worker.sessions) == 0
+
+
+async def closed(worker: Verifier, request: Prefill) -> Prefilled:
+    """A session that was opened and is over."""
+    prefilled = await worker.prefill(request)
+    worker.close_session(request.session_id)
+    return prefilled
+
+
+async def test_only_what_no_closed_session_has_read_is_read(
+    worker: Verifier, model: TimedModel
+) -> None:
+    """A longer prompt goes on behind a shorter one; the next tree gets the same words."""
+    await closed(worker, prefill("first", 40))
+    await worker.prefill(prefill("second", 100))
+    assert model.chunks == [[39], [99 - 39]]
+    assert worker.metrics.reused._value.get() == 39
+    whole = KVCache()
+    model.prefill(whole, prompt(100)[:-1])
+    assert_same_cache(worker.sessions._sessions["second"].cache, whole)
+
+
+async def test_a_prompt_that_was_read_whole_takes_no_pass(
+    worker: Verifier, model: TimedModel
+) -> None:
+    """Its features are those that were given before; both prompts are kept apart from then on."""
+    first = await closed(worker, prefill("first", 60, WITH_FEATURES))
+    again = await worker.prefill(prefill("again", 60, WITH_FEATURES))
+    assert model.chunks == [[59]]
+    assert first.features is not None
+    assert again.features is not None
+    assert np.array_equal(first.features, again.features)
+    assert again.device_seconds == 0
+
+
+async def test_features_of_prompt_and_steps_serve_a_longer_prompt(
+    worker: Verifier, model: TimedModel
+) -> None:
+    """Of the tokens that the last session was given, and of those that it went on with."""
+    await worker.prefill(prefill("first", 40, WITH_FEATURES))
+    tree = Tree(Topology((-1, 0, 0, 1)), (prompt(40)[-1], *prompt(42)[40:], 3))
+    await worker.step(VerifyTree(StepHeader("first", 0, 40), tree))
+    header = StepHeader("first", 1, 42, (1,))
+    root = Tree.root_only(prompt(42)[41])
+    await worker.step(VerifyTree(header, root))
+    worker.close_session("first")
+    model.passes.clear()
+
+    given = (await worker.prefill(prefill("second", 60, WITH_FEATURES))).features
+
+    assert sum(map(sum, model.chunks)) == 59 - 42
+    assert given is not None
+    features = unpack_features(given, torch.float32, CPU)
+    assert torch.allclose(features, model.prefill(KVCache(), prompt(59)), atol=1e-2, rtol=1e-2)
+
+
+async def test_features_that_were_not_given_are_made_anew(
+    worker: Verifier, model: TimedModel
+) -> None:
+    """What a session without features has read serves only those that want none."""
+    await closed(worker, prefill("without", 60))
+    await closed(worker, prefill("with", 60, WITH_FEATURES))
+    await worker.prefill(prefill("again without", 60))
+    assert model.chunks == [[59], [59]]
+
+
+async def test_a_worker_without_the_prefix_cache_reads_everything(
+    make_worker: WorkerMaker, model: TimedModel
+) -> None:
+    """And keeps neither rows nor features of what is over."""
+    worker = make_worker(prefix_cache=False)
+    await worker.prefill(prefill("first", 60, WITH_FEATURES))
+    assert worker.sessions._sessions["first"].features_given is None
+    worker.close_session("first")
+    await worker.prefill(prefill("second", 60, WITH_FEATURES))
+    assert model.chunks == [[59], [59]]
+
+
+async def test_retained_sessions_give_way_when_a_pass_has_no_memory(
+    worker: Verifier, model: TimedModel
+) -> None:
+    """All of them, before anything fails."""
+    await closed(worker, prefill("first", 60))
+    assert worker.sessions.retained_bytes > 0
+    with pytest.raises(CapacityError, match="out of memory"):
+        await worker.prefill(Prefill("bad", (1, POISON, 1), 0, SETTINGS))
+    assert model.chunks == [[59], [2], [2]]
+    assert worker.sessions.retained_bytes == 0
+
+
+async def test_a_feature_conditioned_draft_goes_on_where_another_ended(tmp_path: Path) -> None:
+    """With the features before the tokens that are left to be read."""
+    target = save_model(tmp_path / "target", tiny_llama(WORDS, seed=1), word_tokenizer(WORDS))
+    draft = load_draft(feature_draft(tmp_path / "draft", target, 0.5), target, torch.float32, CPU)
+    torch.manual_seed(5)
+    given = pack_features(torch.randn(59, draft.feature_size))
+    grower = Grower("tiny", draft, "sha", WorkerLimits())
+    await grower.prefill(Prefill("whole", prompt(60), 0, WITH_FEATURES, given))
+    whole = grower.sessions._sessions["whole"].cache
+    await grower.prefill(Prefill("first", prompt(30), 0, WITH_FEATURES, given[:29]))
+    grower.close_session("first")
+
+    await grower.prefill(Prefill("second", prompt(60), 0, WITH_FEATURES, given))
+
+    session = grower.sessions._sessions["second"]
+    assert session.reused_count == 29
+    assert_same_cache(session.cache, whole)
+    grower.device.stop()

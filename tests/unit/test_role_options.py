@@ -18,9 +18,13 @@ ROOT = Path(__file__).parents[2]
 ROLES = ("draft_service", "target_service", "coordinator", "planner")
 WORKERS = ("draft_service", "target_service")
 FLAGS = {
-    "draft_service": ["--draft", "--target", "--kv-cache-limit-bytes", "--batch-limit"],
+    "draft_service": [
+        *("--draft", "--target", "--kv-cache-limit-bytes", "--batch-limit"),
+        *("--prefix-cache", "--no-prefix-cache", "SEQUOIA_PREFIX_CACHE"),
+    ],
     "target_service": [
         *("--target", "--device", "--session-limit", "--node-limit"),
+        *("--prefix-cache", "--no-prefix-cache", "SEQUOIA_PREFIX_CACHE"),
         *("--placement", "--device-memory", "--host-memory", "SEQUOIA_DEVICE_MEMORY"),
     ],
     "coordinator": [
@@ -149,6 +153,12 @@ def test_a_system_hands_the_placement_to_its_target() -> None:
     assert chosen.placing() == ["--placement", "offload", "--device-memory", "1073741824"]
 
 
+def test_a_system_hands_the_prefix_cache_to_its_workers() -> None:
+    """Only to turn it off: otherwise it is their own default, or their variable."""
+    assert LaunchOptions("t").caching() == []
+    assert LaunchOptions("t", prefix_cache=False).caching() == ["--no-prefix-cache"]
+
+
 def test_a_system_hands_its_limits_to_the_planner() -> None:
     """A system for one request need not be measured at other loads."""
     assert LaunchOptions("t").planning() == []
@@ -188,6 +198,7 @@ def test_a_wrong_flag_of_the_coordinator_is_named(flag: str, value: str) -> None
         *((role, "OTEL_EXPORTER_OTLP_ENDPOINT", "nowhere") for role in ROLES),
         *((role, "SEQUOIA_DTYPE", "int8") for role in WORKERS),
         *((role, "SEQUOIA_KV_CACHE_LIMIT_BYTES", "1GB") for role in WORKERS),
+        *((role, "SEQUOIA_PREFIX_CACHE", "maybe") for role in WORKERS),
         ("coordinator", "SEQUOIA_TARGET_ADDRESS", "nowhere"),
         ("coordinator", "SEQUOIA_REDIS", "http://x"),
         ("coordinator", "SEQUOIA_TARGET_PATIENCE", "long"),

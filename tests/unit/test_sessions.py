@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,9 +59,13 @@ def cached_rows(session: Session[str]) -> list[int]:
     return rows
 
 
-def table(*names: str, session_limit: int = 3, memory_limit: int = 2**20) -> SessionTable[str]:
+def table(
+    *names: str, session_limit: int = 3, memory_limit: int = 2**20, retained_limit: int = 0
+) -> SessionTable[str]:
     """A table with some open sessions."""
-    sessions: SessionTable[str] = SessionTable(session_limit, memory_limit)
+    sessions: SessionTable[str] = SessionTable(
+        session_limit, memory_limit, retained_limit=retained_limit
+    )
     for name in names:
         sessions.open(prefill(name))
     return sessions
@@ -352,3 +357,137 @@ def test_no_step_comes_before_the_end_of_the_prefill() -> None:
 def test_a_table_counts_its_sessions() -> None:
     """As GetInfo reports them."""
     assert len(table("a", "b")) == 2
+
+
+TEXT = tuple(range(100, 140))
+
+
+def spoken(sessions: SessionTable[str], name: str, token_ids: tuple[int, ...] = TEXT) -> None:
+    """A session that has read its prompt and checked a tree on it."""
+    with sessions.opening(Prefill(name, token_ids, 0, SETTINGS)) as one:
+        fill(one, len(token_ids) - 1)
+    with sessions.using(name) as one:
+        one.advance(StepHeader(name, 0, len(token_ids)), token_ids[-1])
+        start = one.cache.length
+        fill(one, TREE.topology.node_count)
+        one.node_rows = {node: start + node for node in range(TREE.topology.node_count)}
+        one.finish_step(StepHeader(name, 0, len(token_ids)), TREE, "reply 0", 1)
+
+
+def reused(
+    sessions: SessionTable[str], token_ids: tuple[int, ...] = (*TEXT, 1, 2), name: str = "next"
+) -> list[int]:
+    """The rows with which a session begins that has read nothing yet."""
+    with sessions.using(sessions.open(Prefill(name, token_ids, 0, SETTINGS)).session_id) as one:
+        sessions.reuse(one, with_features=False)
+        assert one.reused_count == one.cache.length
+        return cached_rows(one) if one.cache.length else []
+
+
+def test_a_closed_session_leaves_its_committed_rows_to_the_next() -> None:
+    """Not those of its last tree but the root's; what it held is the next one's now."""
+    sessions = table(retained_limit=3)
+    spoken(sessions, "a")
+    sessions.close("a")
+    assert len(sessions) == sessions.kv_cache_bytes == 0
+    assert sessions.retained_bytes == CACHE_BYTES
+    assert reused(sessions) == list(range(len(TEXT)))
+    assert (sessions.kv_cache_bytes, sessions.retained_bytes) == (CACHE_BYTES, 0)
+
+
+def test_the_last_token_of_a_prompt_is_never_reused() -> None:
+    """It is the root of the first tree, and not read before that."""
+    sessions = table(retained_limit=3)
+    spoken(sessions, "a")
+    sessions.close("a")
+    assert reused(sessions, TEXT) == list(range(len(TEXT) - 1))
+
+
+def test_a_conversation_is_not_given_up_for_its_first_words() -> None:
+    """Another that begins alike gets a copy; the conversation itself goes on."""
+    sessions = table(retained_limit=3)
+    spoken(sessions, "a")
+    sessions.close("a")
+    assert reused(sessions, (*TEXT[:20], 1, 2)) == list(range(20))
+    assert sessions.retained_bytes == CACHE_BYTES
+    assert reused(sessions, name="its own") == list(range(len(TEXT)))
+
+
+def test_without_the_prefix_cache_nothing_is_retained() -> None:
+    """Closing frees."""
+    sessions = table(retained_limit=0)
+    spoken(sessions, "a")
+    sessions.close("a")
+    assert sessions.retained_bytes == 0
+    assert not sessions.retains
+    assert reused(sessions) == []
+
+
+def test_what_failed_or_was_replaced_is_not_retained() -> None:
+    """Nor is what was evicted, or closed half-way through its prompt."""
+    sessions = table(session_limit=1, retained_limit=3)
+    spoken(sessions, "replaced")
+    sessions.open(prefill("replaced"))
+    spoken(sessions, "evicted")
+    spoken(sessions, "dropped")
+    with sessions.using("dropped") as one:
+        sessions.close("dropped")
+        sessions.drop(one)
+    opening = sessions.opening(Prefill("closed", TEXT, 0, SETTINGS))
+    fill(opening.__enter__(), 30)
+    sessions.close("closed")
+    assert not opening.__exit__(RuntimeError, RuntimeError(), None)
+    assert len(sessions) == sessions.retained_bytes == 0
+
+
+def test_a_busy_session_is_retained_after_its_use() -> None:
+    """A pass keeps what it works on until it is over."""
+    sessions = table(retained_limit=3)
+    spoken(sessions, "a")
+    with sessions.using("a"):
+        sessions.close("a")
+        assert sessions.retained_bytes == 0
+    assert sessions.retained_bytes == CACHE_BYTES
+
+
+def test_retained_sessions_make_room_before_idle_ones() -> None:
+    """The longest unused first, and at once; they never push out another."""
+    sessions = table(memory_limit=2 * CACHE_BYTES, retained_limit=3)
+    spoken(sessions, "a")
+    spoken(sessions, "b", tuple(range(200, 240)))
+    sessions.close("a")
+    sessions.close("b")
+    sessions.enforce_memory_limit()
+    assert sessions.retained_bytes == 2 * CACHE_BYTES
+    for name in ("c", "d"):
+        with sessions.using(sessions.open(prefill(name)).session_id) as one:
+            fill(one, 10)
+            sessions.enforce_memory_limit()
+            assert sessions.kv_cache_bytes + sessions.retained_bytes == 2 * CACHE_BYTES
+    assert names_in(sessions) == {"c", "d"}
+    assert sessions.retained_bytes == 0
+
+
+def test_retained_sessions_can_be_freed() -> None:
+    """One, or all."""
+    sessions = table(retained_limit=3)
+    for first in (100, 200, 300):
+        spoken(sessions, "a", tuple(range(first, first + 40)))
+        sessions.close("a")
+    assert sessions.evict_retained()
+    assert sessions.retained_bytes == 2 * CACHE_BYTES
+    assert sessions.free_retained()
+    assert not sessions.free_retained()
+    assert not sessions.evict_retained()
+    assert sessions.retained_bytes == 0
+
+
+def test_the_features_of_what_is_committed_stay_with_a_session() -> None:
+    """Of the path that was accepted, and at the end of the last tree's root."""
+    one = verified()
+    one.features_given = [np.array([[0], [1]], np.uint16)]
+    one.tree_features = np.array([[20], [21], [22], [23], [24]], np.uint16)
+    one.advance(StepHeader("s", 1, 6, (2, 4)), 21)
+    one.tree, one.tree_features = Tree.root_only(21), np.array([[30]], np.uint16)
+    one.drop_tree()
+    assert np.concatenate(one.features_given)[:, 0].tolist() == [0, 1, 20, 22, 24, 30]

@@ -51,9 +51,23 @@ class BlockRows:
 
     def grown(self, needed: int) -> BlockRows:
         """The same rows in more memory. What was never written must be finite, so it is zero."""
+        return self._beginning(self.capacity, grown_capacity(self.capacity, needed))
+
+    @property
+    def is_retainable(self) -> bool:
+        """See `Rows`."""
+        return True
+
+    def copied(self, length: int) -> BlockRows:
+        """See `Rows`."""
+        whole_blocks = -(-length // BLOCK_ROWS) * BLOCK_ROWS
+        return self._beginning(whole_blocks, grown_capacity(0, length))
+
+    def _beginning(self, rows: int, capacity: int) -> BlockRows:
+        """The first rows, a number of whole blocks, with room for more."""
         *before, _, head_dim = self.memory.shape
-        memory = self.memory.new_zeros(*before, grown_capacity(self.capacity, needed), head_dim)
-        memory[..., : self.capacity, :] = self.memory
+        memory = self.memory.new_zeros(*before, capacity, head_dim)
+        memory[..., :rows, :] = self.memory[..., :rows, :]
         return BlockRows(memory, self._move)
 
     def move(self, start: int, rows: Sequence[int]) -> None:

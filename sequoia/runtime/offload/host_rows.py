@@ -46,6 +46,14 @@ class HostRows:
         return len(self._taken) * self._shelf.block_bytes
 
     @property
+    def is_retainable(self) -> bool:
+        """See `Rows`; the shelf has room for sessions that are at work alone."""
+        return False
+
+    def copied(self, length: int) -> None:
+        """See `Rows`."""
+
+    @property
     def layer_count(self) -> int:
         """Layers that have rows."""
         return len(self._shapes)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor
 
-from sequoia.runtime.cache import GROWTH_ROWS, KVCache, LayerRows, OnDevice, Rows, grown_capacity
+from sequoia.runtime.cache import (
+    GROWTH_ROWS,
+    KVCache,
+    LayerRows,
+    OnDevice,
+    Rows,
+    grown_capacity,
+    nothing_to_spare,
+)
 from sequoia.runtime.offload.host_rows import HostRows
 from sequoia.runtime.offload.shelf import Shelf
 from sequoia.runtime.offload.windows import Guest, Windows
@@ -18,7 +26,8 @@ class KVTier:
     """Where the sessions of an offloaded model have their rows (see `Homes`).
 
     A session begins on the device. When its rows no longer fit there beside those of the others, all of
-    them move to the host, and stay there until it ends.
+    them move to the host, and stay there until it ends. Rows that closed sessions have left on the device
+    give way before any move; none are left in the host's memory.
 
     Args:
         device_bytes: most bytes of rows on the device.
@@ -33,6 +42,7 @@ class KVTier:
         self._shelf = shelf
         self._windows = windows
         self._on_device = OnDevice()
+        self.spare: Callable[[], bool] = nothing_to_spare
         self._resident: weakref.WeakSet[DeviceRows] = weakref.WeakSet()
 
     @contextmanager
@@ -64,11 +74,19 @@ class KVTier:
 
     def repeated(self, rows: LayerRows, length: int) -> Rows:
         """As many rows that all repeat the first, wherever there is room for them."""
-        if self._fits_device(grown_capacity(0, length), None):
+        if self._has_device_room(grown_capacity(0, length), None):
             other = self._added()
             other.repeat(rows, length)
             return other
         return HostRows.moved(rows, 1, self._shelf).repeated(length)
+
+    def copied(self, rows: LayerRows, length: int) -> Rows | None:
+        """The first rows once more, if there is room for them on the device."""
+        if not self._has_device_room(grown_capacity(0, length), None):
+            return None
+        other = self._added()
+        other.copy(rows, length)
+        return other
 
     def _placed(self, cache: KVCache, end: int) -> LayerRows | HostRows:
         """A session's rows, where they shall be when there are `end` of them.
@@ -82,9 +100,16 @@ class KVTier:
             raise TypeError("the cache was filled by another engine")
         capacity = rows.keys[0].shape[1] if rows.keys else 0
         wanted = grown_capacity(capacity, end)
-        if end <= capacity or self._fits_device(wanted, rows) or not self._fits_host(end):
+        if end <= capacity or self._has_device_room(wanted, rows) or not self._fits_host(end):
             return rows
         return HostRows.moved(rows, cache.length, self._shelf)
+
+    def _has_device_room(self, capacity: int, but: LayerRows | None) -> bool:
+        """Whether a session of so many rows fits once nothing is left there that could be spared."""
+        while not self._fits_device(capacity, but):
+            if not self.spare():
+                return False
+        return True
 
     def _fits_device(self, capacity: int, but: LayerRows | None) -> bool:
         """Whether a session of so many rows fits beside the others, `but` not counted."""
@@ -111,3 +136,7 @@ class DeviceRows(LayerRows):
     def repeated(self, length: int) -> Rows:
         """See `Rows`."""
         return self._tier.repeated(self, length)
+
+    def copied(self, length: int) -> Rows | None:
+        """See `Rows`."""
+        return self._tier.copied(self, length)
