@@ -143,7 +143,9 @@ class Measurement:
         shapes: Mapping[int, Sequence[Topology]],
     ) -> dict[int, float]:
         """Tokens per step of the best tree of each size, grown by the draft worker itself."""
-        limits = WorkerLimits(self.batch_size, NO_LIMIT, max(TREE_SIZES), self.batch_size)
+        limits = WorkerLimits(
+            self.batch_size, NO_LIMIT, max(TREE_SIZES), self.batch_size, prefix_cache=False
+        )
         worker = models.draft_worker
         grower = Grower(worker.name, worker.model, worker.tokenizer_sha256, limits)
 

@@ -121,6 +121,7 @@ class FiguresBenchmark:
             device=device,
             threads=self.threads or torch.get_num_threads(),
             replan_seconds=HELD_SECONDS,
+            prefix_cache=False,
         )
 
     @cached_property

@@ -146,7 +146,7 @@ class InProcessPeer:
 
 async def _assemble(settings: MakeInProcessPeer) -> tuple[Engine, PromptReader]:
     """What the roles' processes put together, in one."""
-    limits = WorkerLimits()
+    limits = WorkerLimits(prefix_cache=False)  # as its peers, it reads every prompt anew
     place = settings.dtype, settings.device
 
     def load_target(device: DeviceThread) -> Verifier:

@@ -59,6 +59,7 @@ class Ours:
             replan_seconds=LOOK_SECONDS,
             placement=Placement.OFFLOAD,
             device_memory=device_memory,
+            prefix_cache=False,
         )
         timeout = call_seconds(max(prompt.max_new_tokens for prompt in self.prompts))
         with (

@@ -97,6 +97,7 @@ class PeersBenchmark:
             threads=conditions.threads,
             max_batch_size=1,  # texts are written one at a time
             replan_seconds=HELD_SECONDS,
+            prefix_cache=False,
         )
         with quiet_system(options) as system:
             comparison = self._compare(system, texts, conditions)

@@ -69,6 +69,7 @@ class ServeBenchmark:
             device=device,
             threads=self.threads or torch.get_num_threads(),
             replan_seconds=HELD_SECONDS,
+            prefix_cache=False,
         )
         with quiet_system(options) as system:
             plan = planned_after(system, partial(self._warm_up, system.address, texts))

@@ -71,6 +71,7 @@ class SoakBenchmark:
             device=device,
             log_level="warning",
             threads=self.threads or torch.get_num_threads(),
+            prefix_cache=False,
         )
         with quiet_system(options) as system:
             if system.planner is not None:
