@@ -11,6 +11,7 @@ from coordinator.features import FeatureHistory
 from coordinator.prompt import PreparedRequest
 from coordinator.text import Decode, TextStream
 from coordinator.worker_session import StepState
+from sequoia.errors import IncompatibleModelsError
 from sequoia.generation import Completion, FinishReason, GeneratedToken, GenerationChunk, Usage
 from sequoia.messages import GrownTree, Prefilled, Verdict
 
@@ -25,6 +26,7 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.step = 0
         self.features = FeatureHistory()
+        self._reader = ""  # the target that the text is of
         self._unshown: list[GeneratedToken] = []  # committed by the last step
         self._accepted: tuple[int, ...] = ()
         self._text = TextStream(decode, request.stop_strings)
@@ -72,7 +74,19 @@ class Sequence:
         self.queued_seconds = time.perf_counter() - self._started
 
     def prefilled(self, prefilled: Prefilled) -> None:
-        """The target has read all tokens but the last, for the first time or again."""
+        """The target has read all tokens but the last, for the first time or again.
+
+        Raises:
+            IncompatibleModelsError: it was another one that said the text so far.
+        """
+        reader = f"{prefilled.model} in {prefilled.dtype}"
+        if self._reader not in ("", reader):
+            raise IncompatibleModelsError(
+                f"the target was replaced in the middle of a text: {self._reader} began it, and "
+                f"{reader} is there now; asked again, it says the whole of it",
+                model=reader,
+            )
+        self._reader = reader
         if prefilled.features is not None:
             self.features.restart(prefilled.features)
 

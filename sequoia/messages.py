@@ -46,6 +46,8 @@ class Prefilled:
 
     device_seconds: float
     features: Features | None = None  # of all tokens but the last, where asked for
+    model: str = ""  # that has read the tokens
+    dtype: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,12 +218,15 @@ def _encode_prefilled(prefilled: m.Prefilled) -> bytes:
     return worker_pb2.PrefillResponse(
         device_time=encode_seconds(prefilled.device_seconds),
         features=_encode_features(prefilled.features),
+        model=prefilled.model,
+        dtype=prefilled.dtype,
     ).SerializeToString()
 
 
 def _decode_prefilled(data: bytes) -> m.Prefilled:
     message = parse(worker_pb2.PrefillResponse, data)
-    return m.Prefilled(decode_seconds(message.device_time), _decode_features(message))
+    seconds, features = decode_seconds(message.device_time), _decode_features(message)
+    return m.Prefilled(seconds, features, message.model, message.dtype)
 
 
 def _encode_grow(request: m.GrowTree) -> bytes:

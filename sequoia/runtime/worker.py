@@ -143,7 +143,7 @@ class ModelWorker(ABC, Generic[Request, Reply]):
             tokenizer_sha256=self.tokenizer_sha256,
             vocabulary_size=self.model.vocabulary_size,
             context_length=self.model.context_length,
-            dtype=str(self.model.dtype).removeprefix("torch."),
+            dtype=self._dtype,
             device=str(self.model.device),
             session_limit=self.limits.session_limit,
             kv_cache_limit_bytes=self.limits.kv_cache_limit_bytes,
@@ -156,6 +156,10 @@ class ModelWorker(ABC, Generic[Request, Reply]):
             placement=self.model.placement,
             pass_seconds=self.model.pass_seconds,
         )
+
+    @property
+    def _dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
 
     @property
     @abstractmethod
@@ -172,7 +176,8 @@ class ModelWorker(ABC, Generic[Request, Reply]):
             UnknownSessionError: the session was closed meanwhile.
         """
         self.check_prefill(request)
-        return await self._prefiller.prefill(request)
+        prefilled = await self._prefiller.prefill(request)
+        return replace(prefilled, model=self.name, dtype=self._dtype)
 
     def check_prefill(self, request: Prefill) -> None:
         """Raise a `SequoiaError` for a prefill that no session could be opened with."""

@@ -64,12 +64,16 @@ class PrefillRequest(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., next_step: _Optional[int] = ..., settings: _Optional[_Union[SessionSettings, _Mapping]] = ..., features: _Optional[_Union[_array_pb2.Array, _Mapping]] = ...) -> None: ...
 
 class PrefillResponse(_message.Message):
-    __slots__ = ("device_time", "features")
+    __slots__ = ("device_time", "features", "model", "dtype")
     DEVICE_TIME_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
     device_time: _duration_pb2.Duration
     features: _array_pb2.Array
-    def __init__(self, device_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., features: _Optional[_Union[_array_pb2.Array, _Mapping]] = ...) -> None: ...
+    model: str
+    dtype: str
+    def __init__(self, device_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., features: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., model: _Optional[str] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class StepHeader(_message.Message):
     __slots__ = ("session_id", "step", "base_length", "accepted_node_indices")

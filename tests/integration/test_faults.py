@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sequoia.errors import IncompatibleModelsError, Reason
-from sequoia.generation import GenerationRequest
+from sequoia.generation import FinishReason, GenerationRequest
 from sequoia.rpc.errors import RemoteError
 from sequoia.settings import SamplingSettings
 from tests.stack import Stream, running_stack
@@ -98,6 +98,23 @@ async def test_a_target_that_stays_away_fails_the_request(pair: tuple[Path, Path
         assert stack.draft.worker
         draft = stack.draft.worker
         await stack.until(lambda: len(draft.sessions) == 0)
+
+
+async def test_a_text_is_not_finished_by_another_model(tmp_path: Path) -> None:
+    """A target that comes back with other weights ends the request, and not the next one."""
+    target, draft = word_pair(tmp_path)
+    other, _ = word_pair(tmp_path / "other")
+    async with running_stack(target, draft) as stack:
+        stream = Stream(stack, SEEDED)
+        await stream.read(10)
+        await stack.target.kill()
+        stack.target.folder = other
+        await stack.target.start()
+        with pytest.raises(RemoteError, match="replaced in the middle of a text") as raised:
+            await stream.read_to_end()
+        again = await stack.generate(SEEDED)
+    assert raised.value.reason is Reason.INCOMPATIBLE_MODELS
+    assert again.completion.finish_reason is FinishReason.LENGTH
 
 
 async def test_another_tokenizer_is_refused_at_the_start(tmp_path: Path) -> None:
