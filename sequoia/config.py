@@ -208,6 +208,14 @@ HostMemory = Annotated[
         "is free.",
     ),
 ]
+TensorParallel = Annotated[
+    bool,
+    typer.Option(
+        "--tensor-parallel",
+        envvar="SEQUOIA_TENSOR_PARALLEL",
+        help="Share the target with the other processes that torchrun has started, a device each.",
+    ),
+]
 SessionLimit = Annotated[
     int,
     typer.Option(envvar="SEQUOIA_SESSION_LIMIT", min=1, max=65536, help="Most sessions at a time."),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import typer
 
 from sequoia import config, observability_options, security_options
 from sequoia.log import configure_logging
 from sequoia.rpc.role import run
+from sequoia.runtime.sharding.ranks import Ranks, RanksError, chosen_ranks
 
 app = typer.Typer(add_completion=False)
 
@@ -21,6 +24,7 @@ def main(
     placement: config.PlacementOption = config.Placement.AUTO,
     device_memory: config.DeviceMemory = None,
     host_memory: config.HostMemory = None,
+    tensor_parallel: config.TensorParallel = False,
     threads: config.Threads = 0,
     session_limit: config.SessionLimit = 64,
     kv_cache_limit_bytes: config.TargetKvCacheLimit = None,
@@ -39,6 +43,20 @@ def main(
     """Check token trees with the target model."""
     config.check_environment()
     configure_logging("target", log_level)
+    offloading = {
+        "--placement offload": placement is config.Placement.OFFLOAD,
+        "--device-memory": device_memory is not None,
+        "--host-memory": host_memory is not None,
+    }
+    try:
+        ranks = chosen_ranks(os.environ, tensor_parallel, offloading)
+    except RanksError as error:
+        config.fail(str(error), 2)
+    if ranks and ranks.rank:
+        _follow(target, dtype, device, threads, ranks)
+        return
+    if ranks:
+        os.environ["SEQUOIA_PARENT_PID"] = str(os.getppid())  # torchrun's: all end if it is killed
     from sequoia.security import role_credentials
     from sequoia.tracing.opening import opened
 
@@ -58,7 +76,7 @@ def main(
     )
 
     def load(device_thread: DeviceThread) -> Verifier:
-        parts = load_target_worker(target, dtype, device, options)
+        parts = load_target_worker(target, dtype, device, options, ranks)
         limits = WorkerLimits(
             session_limit,
             parts.kv_cache_limit_bytes,
@@ -83,6 +101,18 @@ def main(
             tracer,
         )
     )
+
+
+def _follow(target: str, dtype: str, device: str, threads: int, ranks: Ranks) -> None:
+    """Be a rank that serves nobody itself."""
+    from sequoia.runtime.catalogue import ModelError
+    from sequoia.runtime.sharding.following import LostLeadError
+    from sequoia.runtime.sharding.starting import follow_shards
+
+    try:
+        follow_shards(target, dtype, device, threads, ranks)
+    except (ModelError, LostLeadError, OSError) as error:
+        config.fail(f"rank {ranks.rank}: {error}")
 
 
 if __name__ == "__main__":

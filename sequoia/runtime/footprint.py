@@ -15,7 +15,9 @@ EXOTIC_FIELDS = ("kv_lora_rank", "num_kv_shared_layers")
 
 
 def kv_bytes_per_token(model: TreeModel) -> int:
-    """Bytes of KV cache for one token of one session, all layers together."""
+    """Bytes of KV cache for one token of one session, all layers together; of one shard's heads."""
+    if model.shard_count > 1:  # how many of them a shard has, its plan decides
+        return measured_kv_bytes_per_token(model)
     told = told_kv_bytes_per_token(model.model.config, model.dtype)
     return measured_kv_bytes_per_token(model) if told is None else told
 

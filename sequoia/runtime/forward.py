@@ -38,8 +38,8 @@ class TreeModel:
     elements of the features that the model reads, or else of those that it makes; `hidden_size` those
     of the ones that it makes. A draft for a widened target reads wider ones than it makes, and takes
     its own with zeros behind them, as that target's are. `placement` says where the weights are,
-    `on-chip` or `offload`, `homes` where keys and values are, and `pass_seconds` what a pass over a few
-    tokens took when that was tried.
+    `on-chip` or `offload`, `shard_count` how many processes share them, `homes` where keys and values are,
+    and `pass_seconds` what a pass over a few tokens took when that was tried.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class TreeModel:
     ) -> None:
         self.model = model.eval()
         self.placement = "on-chip"
+        self.shard_count = 1
         self.homes: Homes = OnDevice()
         self.pass_seconds = 0.0
         self.token_ids = token_ids
@@ -98,6 +99,9 @@ class TreeModel:
         """
         fusion = self.model.fusion if self.reads_features else None
         self._native = NativeDecoder(self.model, fusion, threads)
+
+    def end(self) -> None:
+        """Let other processes that share the model end; here there are none."""
 
     @torch.inference_mode()
     def forward(self, segments: Sequence[Segment], with_logits: bool = True) -> list[PassOutput]:

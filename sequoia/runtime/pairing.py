@@ -17,9 +17,12 @@ from sequoia.runtime.loading import (
     load_draft,
 )
 from sequoia.runtime.native.library import NativeUnavailableError
+from sequoia.runtime.offload.budget import KV_CACHE_BYTES
 from sequoia.runtime.offload.placement import PlacementOptions, place_target
 from sequoia.runtime.packing import pack_linear_layers
 from sequoia.runtime.selfcheck import check_tree_attention
+from sequoia.runtime.sharding.ranks import Ranks
+from sequoia.runtime.sharding.starting import lead_shards
 from sequoia.runtime.tokenization import load_tokenizer, tokenizer_sha256
 
 log = structlog.get_logger(__name__)
@@ -43,9 +46,13 @@ class LoadedTarget(LoadedModel):
 
 
 def load_target_worker(
-    target: str, dtype: str, device: str, placement: PlacementOptions | None = None
+    target: str,
+    dtype: str,
+    device: str,
+    placement: PlacementOptions | None = None,
+    ranks: Ranks | None = None,
 ) -> LoadedTarget:
-    """Load a target, where `placement` wants it.
+    """Load a target, where `placement` wants it; with `ranks`, rank 0's shards of it.
 
     Raises:
         ModelError: it cannot be found, loaded or placed, or does not attend over trees.
@@ -55,6 +62,12 @@ def load_target_worker(
     fingerprint = tokenizer_sha256(load_tokenizer(folder))
     device_ = choose_device(device)
     options = placement or PlacementOptions()
+    if ranks is not None:
+        model = lead_shards(folder, choose_dtype(dtype, device_), device_, ranks)
+        _check(target, model, started)
+        model.lead.is_serving = True
+        limit = options.kv_cache_limit_bytes or KV_CACHE_BYTES
+        return LoadedTarget(target, model, fingerprint, limit, None)
     placed = place_target(folder, choose_dtype(dtype, device_), device_, options)
     _check(target, placed.model, started)
     limits = placed.kv_cache_limit_bytes, placed.pass_tokens
@@ -88,6 +101,7 @@ def _check(name: str, model: TreeModel, started: float) -> None:
         model=name,
         engine=model.engine,
         placement=model.placement,
+        shards=model.shard_count,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
         threads=torch.get_num_threads(),
@@ -98,7 +112,7 @@ def _check(name: str, model: TreeModel, started: float) -> None:
 
 def _prepare(model: TreeModel) -> None:
     """Bring a model's weights into the form in which this machine reads them fastest."""
-    if model.device.type != "cpu" or model.placement == "offload":
+    if model.device.type != "cpu" or model.placement == "offload" or model.shard_count > 1:
         return
     try:
         model.compile(torch.get_num_threads())

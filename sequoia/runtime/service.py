@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic
 
 import grpc
@@ -18,6 +20,8 @@ from sequoia.runtime.device import DeviceThread
 from sequoia.runtime.worker import ModelWorker, Reply, Request
 from sequoia.tracing import spans
 from sequoia.tracing.spans import Tracer
+
+END_SECONDS = 10.0  # for the pass in hand
 
 
 class WorkerService(Generic[Request, Reply]):
@@ -47,6 +51,12 @@ class WorkerService(Generic[Request, Reply]):
         if self._worker is None:
             raise NotReadyError("the model is still loading")
         return self._worker
+
+    async def end(self, device: DeviceThread) -> None:
+        """Let other processes that share the model end, behind the pass in hand."""
+        if self._worker and self._worker.model.shard_count > 1:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(device.run(self._worker.model.end), END_SECONDS)
 
     async def _step(self, request: Request, _: Context) -> Reply:
         with spans.step_span(request.header.step):
@@ -98,7 +108,10 @@ async def serve_worker(
     async def get_ready() -> None:
         service.set_worker(await device.run(load_on_device_thread))
 
-    await serve(server, host, port, get_ready, metrics_port=metrics_port)
+    try:
+        await serve(server, host, port, get_ready, metrics_port=metrics_port)
+    finally:
+        await service.end(device)
 
 
 def leave_threads_to_engine(worker: ModelWorker[Request, Reply]) -> None:
