@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -97,13 +97,18 @@ ORDERS: dict[str, Any] = {order.__name__: order for order in (Pass, PlainEnds, M
 
 def encode(order: Order, freed: list[int]) -> bytes:
     """An order, and the caches that are to be freed before it."""
-    return json.dumps([type(order).__name__, asdict(order), freed], separators=(",", ":")).encode()
+    parts = [type(order).__name__, order, freed]
+    return json.dumps(parts, separators=(",", ":"), default=_fields).encode()
+
+
+def _fields(one: Any) -> dict[str, Any]:
+    return {field.name: getattr(one, field.name) for field in fields(one)}
 
 
 def decode(message: bytes) -> tuple[Order, list[int]]:
     """See `encode`."""
-    name, fields, freed = json.loads(message)
+    name, values, freed = json.loads(message)
     if name == Pass.__name__:
-        fields["shares"] = [Share(**share) for share in fields["shares"]]
-    order: Order = ORDERS[name](**fields)
+        values["shares"] = [Share(**share) for share in values["shares"]]
+    order: Order = ORDERS[name](**values)
     return order, freed
