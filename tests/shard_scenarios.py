@@ -36,7 +36,7 @@ PRELOADED = (pairing, service, verifier, torch.distributed.tensor, modeling_llam
 
 CPU = torch.device("cpu")
 TREE = Topology((-1, 0, 0, 1, 2, 2))
-PASS_TIMEOUT = timedelta(seconds=2)
+PASS_TIMEOUT = timedelta(seconds=3)
 
 
 def serve(*arguments: str) -> None:

@@ -16,20 +16,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch._C._distributed_c10d import TCPStore
+
 ROOT = Path(__file__).parents[1]
 SIZE = 2
 
 
 @dataclass
 class Nursery:
-    """The process that ranks are forked from, as a test has it; they write into files in `folder`."""
+    """The process that ranks are forked from, as a test has it; they write into files in `folder`.
+
+    Like torchrun's, the store in which ranks find each other is kept from one scenario to the next.
+    """
 
     folder: Path
+    store: TCPStore = field(init=False)
     process: subprocess.Popen[str] = field(init=False)
     pids: list[int] = field(default_factory=list)
     started_count: int = 0
 
     def __post_init__(self) -> None:
+        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.sharding"],
             stdin=subprocess.PIPE,
@@ -45,7 +52,14 @@ class Nursery:
         assert self.process.stdout
         self.started_count += 1
         output = self.folder / f"scenario-{self.started_count}"
-        self.process.stdin.write(json.dumps([scenario, str(output), *arguments]) + "\n")
+        variables = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(self.store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": str(self.started_count),
+        }
+        line = json.dumps([scenario, str(output), variables, *arguments])
+        self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
         self.pids = json.loads(self.process.stdout.readline())
         return output
@@ -61,7 +75,7 @@ class Nursery:
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.close()
-        self.process.wait(30)
+        self.process.wait(60)
         self.process.stdout.close()
 
 
@@ -86,11 +100,12 @@ def main() -> None:
     from tests import shard_scenarios
 
     for line in sys.stdin:
-        scenario, output, *arguments = json.loads(line)
-        port, pids = free_port(), []
+        scenario, output, variables, *arguments = json.loads(line)
+        pids = []
         for rank in range(SIZE):
             if not (pid := os.fork()):
-                _become_rank(rank, port, output)
+                os.environ.update(variables)
+                _become_rank(rank, output)
                 getattr(shard_scenarios, scenario)(*arguments)
                 return
             pids.append(pid)
@@ -100,15 +115,14 @@ def main() -> None:
             _say([pids.index(pid), os.waitstatus_to_exitcode(status)])
 
 
-def _become_rank(rank: int, port: int, output: str) -> None:
-    """Learn what torchrun tells a rank, and write into a file."""
+def _become_rank(rank: int, output: str) -> None:
+    """Learn which rank this is, as from torchrun, and write into a file."""
     written = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(written, stream)
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     numbers = zip(names, (rank, rank, SIZE, SIZE), strict=True)
     os.environ.update({name: str(number) for name, number in numbers})
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
 
 
 def _say(what: Sequence[int]) -> None:

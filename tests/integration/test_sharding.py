@@ -68,7 +68,7 @@ class Torchrun:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         for pid in children.read_text(encoding="ascii").split():
             os.kill(int(pid), signal.SIGTERM)
-        status = self.process.wait(30)
+        status = self.process.wait(60)
         assert self.process.stdout
         self.process.stdout.close()
         return status
@@ -170,7 +170,7 @@ async def test_no_rank_outlives_another(nursery: Nursery, pair: tuple[Path, Path
     started = time.monotonic()
     os.kill(nursery.pids[0], signal.SIGKILL)
     assert nursery.statuses() == [-signal.SIGKILL, 1]
-    assert time.monotonic() - started < 5.0
+    assert time.monotonic() - started < 15.0
     assert "error: rank 1: rank 0 is gone" in output.read_text(encoding="utf-8")
 
 

@@ -26,6 +26,7 @@ FLAGS = {
         *("--target", "--device", "--session-limit", "--node-limit"),
         *("--prefix-cache", "--no-prefix-cache", "SEQUOIA_PREFIX_CACHE"),
         *("--placement", "--device-memory", "--host-memory", "SEQUOIA_DEVICE_MEMORY"),
+        "--tensor-parallel",
     ],
     "coordinator": [
         *("--target-address", "--draft-address", "--redis", "--max-new-tokens-limit"),

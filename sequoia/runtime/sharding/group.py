@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from sequoia.runtime.sharding.ranks import Ranks
 
@@ -13,18 +17,28 @@ from sequoia.runtime.sharding.ranks import Ranks
 PASS_TIMEOUT = timedelta(minutes=5)
 # How long a rank waits for an order. Nothing may come for days; when rank 0 ends, so does the wait.
 IDLE_TIMEOUT = timedelta(days=3650)
+LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
 
 
 class Group:
-    """All ranks, joined. Orders travel apart from the passes' own traffic, over the host's network."""
+    """All ranks, joined. Orders travel apart from the passes' own traffic, between the processors.
+
+    They hold prompts, and nothing encrypts them: where all ranks are on one machine, so are the orders.
+    """
 
     def __init__(
         self, ranks: Ranks, device: torch.device, pass_timeout: timedelta = PASS_TIMEOUT
     ) -> None:
         self.ranks = ranks
+        if ranks.local_size == ranks.size:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
         is_cuda = device.type == "cuda"
+        store, _, _ = next(rendezvous("env://", timeout=pass_timeout))
+        # torchrun keeps its store over restarts; the addresses of ranks that have ended stay in it.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         dist.init_process_group(
             "nccl" if is_cuda else "gloo",
+            store=PrefixStore(f"attempt-{attempt}", store),
             rank=ranks.rank,
             world_size=ranks.size,
             timeout=pass_timeout,
