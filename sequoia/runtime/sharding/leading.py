@@ -84,6 +84,10 @@ class ShardRows(LayerRows):
         with self._lead.ordering(Move(self.number, start, list(rows))):
             super().move(start, rows)
 
+    def copied(self, length: int) -> Rows | None:
+        """See `Rows`; none is made: retained rows serve whom they can be handed over to."""
+        return None
+
     def repeated(self, length: int) -> Rows:
         """See `Rows`."""
         other = self._lead.new_rows()
