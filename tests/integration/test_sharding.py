@@ -123,7 +123,7 @@ async def test_it_says_what_a_target_in_one_process_says_of_itself(
     """But for the KV cache of a token, of which every process has its heads."""
     async with running_stack(*pair) as stack, running_coordinator(sharded, stack.draft) as other:
         whole, shards = [
-            await one.coordinator.target.channel.call(GET_INFO, None, timeout=10)
+            await one.coordinator.target.workers[0].channel.call(GET_INFO, None, timeout=10)
             for one in (stack, other)
         ]
     assert shards.kv_bytes_per_token == whole.kv_bytes_per_token // SIZE
