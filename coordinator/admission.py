@@ -85,7 +85,7 @@ class Admission:
             if not waiter.turn.done():
                 waiter.turn.set_exception(_stopping())
 
-    async def is_idle(self, seconds: float) -> bool:
+    async def wait_until_idle(self, seconds: float) -> bool:
         """Wait until every request has ended, so many seconds at most; says whether they have."""
         try:
             async with asyncio.timeout(seconds):

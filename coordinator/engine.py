@@ -126,10 +126,10 @@ class Engine:
         Those that wait are refused: they have got nothing yet, and may try elsewhere.
         """
         self.admission.close()
-        if await self.admission.is_idle(self._drain_seconds):
+        if await self.admission.wait_until_idle(self._drain_seconds):
             return
         self._stopping = True
-        if not await self.admission.is_idle(LAST_STEP_SECONDS):
+        if not await self.admission.wait_until_idle(LAST_STEP_SECONDS):
             # A client that does not read can hold a request up for ever.
             log.warning("requests left running", request_count=self.active_count)
 
@@ -239,7 +239,7 @@ class Engine:
         """A tree from the draft; the root alone when that was asked for or the draft is not there."""
         sequence = one.sequence
         alone = GrownTree(Tree.root_only(sequence.root_token_id))
-        if topology.node_count == 1 or not one.draft or not one.draft.seat.pool.is_available:
+        if topology.node_count == 1 or not one.draft or not one.draft.is_worth_trying:
             return alone
         with_features = _reads_features(one.draft.seat.pool)
         if with_features and not one.has_features and not await self._gain_features(one):

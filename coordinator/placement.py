@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-BLOCK_TOKENS = 64  # prefixes are compared by so many tokens
+PREFIX_BLOCK_TOKENS = 64  # prefixes are compared by so many tokens
 BLOCK_LIMIT = 4096  # remembered per worker: a quarter of a million tokens
 # A worker that has read the prefix may have so many sessions more than the least busy one: what it saves is
 # a part of one prefill, what it costs is a little time at every step.
@@ -57,8 +57,8 @@ def prefix_keys(token_ids: Sequence[int]) -> tuple[int, ...]:
     """
     keys: list[int] = []
     key = 0
-    for end in range(BLOCK_TOKENS, len(token_ids) + 1, BLOCK_TOKENS):
-        key = hash((key, *token_ids[end - BLOCK_TOKENS : end]))
+    for end in range(PREFIX_BLOCK_TOKENS, len(token_ids) + 1, PREFIX_BLOCK_TOKENS):
+        key = hash((key, *token_ids[end - PREFIX_BLOCK_TOKENS : end]))
         keys.append(key)
     return tuple(keys)
 
@@ -80,7 +80,7 @@ class PrefixMemory:
 
     def shared_tokens(self, keys: Sequence[int]) -> int:
         """Tokens at the beginning of a text that were read before, in whole blocks."""
-        return BLOCK_TOKENS * sum(1 for _ in takewhile(self._blocks.__contains__, keys))
+        return PREFIX_BLOCK_TOKENS * sum(1 for _ in takewhile(self._blocks.__contains__, keys))
 
     def clear(self) -> None:
         """The worker has started anew, and has read nothing."""

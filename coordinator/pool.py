@@ -38,6 +38,8 @@ class WorkerPool:
         self._make_worker = make_worker
         self._workers: dict[str, Worker] = {}
         self._watching: dict[str, asyncio.Task[None]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._on_found: Callable[[], None] = lambda: None
 
     @property
     def workers(self) -> list[Worker]:
@@ -56,48 +58,57 @@ class WorkerPool:
         return next((worker.info for worker in known if worker.info), None)
 
     def with_passes(self, seconds: float) -> float:
-        """A time, and that of a call's passes once it is known."""
+        """A time, and that of a call's passes once one of the workers is known."""
         return self.info.call_seconds(seconds) if self.info else seconds
 
     async def find(self, needed: Compatibility) -> WorkerInfo | None:
         """Look for all workers; what one of them says of itself, or None if none is there.
 
         Raises:
-            IncompatibleModelsError: all that are there do not fit.
+            IncompatibleModelsError: all of them are there, and none fits.
         """
         await self._look_up()
-        refused: IncompatibleModelsError | None = None
-        for worker in self.workers:
-            try:
-                await worker.find(partial(self._misfit, worker, needed))
-            except IncompatibleModelsError as error:
-                refused = error
-        if refused and not self.is_available:
-            raise refused
+        await self._forget()
+        workers = self.workers
+        answers = await asyncio.gather(
+            *(worker.find(partial(self._misfit, worker, needed)) for worker in workers),
+            return_exceptions=True,
+        )
+        refusals = [answer for answer in answers if isinstance(answer, BaseException)]
+        for refusal in refusals:
+            if not isinstance(refusal, IncompatibleModelsError):
+                raise refusal
+        if len(refusals) == len(workers):
+            raise refusals[0]
         return self.info if self.is_available else None
 
     async def watch(self, needed: Compatibility, on_found: Callable[[], None]) -> None:
-        """Take in whoever comes, and let go of whoever has gone; never ends."""
+        """Take in whoever comes, and let go of whoever has gone; never ends.
+
+        Args:
+            needed: what a worker's model must have in common with the others.
+            on_found: called whenever there may be room that was not there before.
+        """
+        self._on_found = on_found
         try:
             while True:
                 await self._look_up()
                 await self._forget()
                 for worker in self.workers:
-                    self._keep_watching(worker, needed, on_found)
+                    self._keep_watching(worker, needed)
                 await asyncio.sleep(LOOK_UP_SECONDS)
         finally:
             await end_tasks(self._watching.values())
+            self._watching.clear()
 
-    def _keep_watching(
-        self, worker: Worker, needed: Compatibility, on_found: Callable[[], None]
-    ) -> None:
+    def _keep_watching(self, worker: Worker, needed: Compatibility) -> None:
         task = self._watching.get(worker.address)
         if task and not task.done():
             return
-        if task and (defect := task.exception()):
+        if task and not task.cancelled() and (defect := task.exception()):
             log.error("watching a worker failed", address=worker.address, exc_info=defect)
         misfit = partial(self._misfit, worker, needed)
-        self._watching[worker.address] = asyncio.create_task(worker.watch(misfit, on_found))
+        self._watching[worker.address] = asyncio.create_task(worker.watch(misfit, self._on_found))
 
     async def _look_up(self) -> None:
         locations = {location.address: location for location in await self._directory.look_up()}
@@ -105,7 +116,9 @@ class WorkerPool:
             if address not in self._workers:
                 self._workers[address] = self._make_worker(location)
         for address, worker in self._workers.items():
-            worker.is_leaving = address not in locations
+            was_leaving, worker.is_leaving = worker.is_leaving, address not in locations
+            if was_leaving and not worker.is_leaving:
+                self._on_found()
 
     async def _forget(self) -> None:
         """Let go of workers that are leaving and have no session of ours any more."""
@@ -115,15 +128,20 @@ class WorkerPool:
                 del self._workers[worker.address]
                 if task := self._watching.pop(worker.address, None):
                     await end_tasks([task])
-                await worker.close()
+                # One that is gone for good may take its time; nobody waits for it but the end.
+                closing = asyncio.create_task(worker.close())
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
 
     def _misfit(self, worker: Worker, needed: Compatibility, info: WorkerInfo) -> str:
         """What is wrong with a worker beside the others; they must say the same."""
+        worker.is_alias = False
         for other in self.workers:
             is_used = other.is_available and not other.is_leaving
             if other is worker or not is_used or other.info is None:
                 continue
-            if other.info.instance_id == info.instance_id:
+            worker.is_alias = other.info.instance_id == info.instance_id
+            if worker.is_alias:
                 return f"is reached at {other.address} already"
             if (other.info.model, other.info.dtype) != (info.model, info.dtype):
                 theirs = f"{other.info.model} in {other.info.dtype}"
@@ -148,7 +166,10 @@ class WorkerPool:
         return any(worker.room.can_hold(demand) for worker in self._usable())
 
     def place(self, demand: Demand, keys: Sequence[int], but: Worker | None = None) -> Worker:
-        """The worker for a session whose text has these `prefix_keys`; `but` only if there is no other."""
+        """The worker for a session whose text has these `prefix_keys`; `but` only if there is no other.
+
+        There is always one: before a name has been looked up it stands for itself.
+        """
         usable = [worker for worker in self._usable() if worker is not but] or self.workers
         candidates = [
             Candidate(
@@ -184,4 +205,4 @@ class WorkerPool:
 
     async def close(self) -> None:
         """Let go of all workers."""
-        await asyncio.gather(*(worker.close() for worker in self.workers))
+        await asyncio.gather(*self._closing, *(worker.close() for worker in self.workers))

@@ -9,8 +9,8 @@ from dataclasses import replace
 from coordinator.acceptance import Acceptance
 from coordinator.features import FeatureHistory
 from coordinator.prompt import PreparedRequest
+from coordinator.step import StepState
 from coordinator.text import Decode, TextStream
-from coordinator.worker_session import StepState
 from sequoia.errors import IncompatibleModelsError
 from sequoia.generation import Completion, FinishReason, GeneratedToken, GenerationChunk, Usage
 from sequoia.messages import GrownTree, Prefilled, Verdict

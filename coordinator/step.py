@@ -1,12 +1,22 @@
-"""One step of a request: what came back, and under which circumstances."""
+"""One step of a request: where it begins, what came back, and under which circumstances."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sequoia.messages import GrownTree, Verdict
+from sequoia.messages import Features, GrownTree, Verdict
 from sequoia.observations import Circumstance, StepKind, StepTimes
 from sequoia.plans import PlannedTree
+
+
+@dataclass(frozen=True, slots=True)
+class StepState:
+    """Where a request stands at the beginning of a step."""
+
+    step: int
+    token_ids: tuple[int, ...]  # committed; the last one is the root
+    accepted: tuple[int, ...]  # nodes of the last step's tree
+    features: Features | None = None  # of all committed tokens but the last, for the draft
 
 
 @dataclass(frozen=True, slots=True)

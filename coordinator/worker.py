@@ -11,7 +11,12 @@ import structlog
 
 from coordinator.placement import PrefixMemory
 from coordinator.room import Room
-from sequoia.errors import IncompatibleModelsError, Reason, SequoiaError
+from sequoia.errors import (
+    IncompatibleModelsError,
+    Reason,
+    SequoiaError,
+    WorkerUnavailableError,
+)
 from sequoia.messages import WorkerInfo
 from sequoia.rpc.channel import Endpoint
 from sequoia.rpc.codec import CLOSE_SESSION, GET_INFO
@@ -20,6 +25,7 @@ log = structlog.get_logger(__name__)
 
 WATCH_SECONDS = 0.5  # between looks for a worker that is not in use
 LOOK_SECONDS = 2.0  # between looks at one that is
+REFUSED_SECONDS = 5.0  # before a worker that does not fit is looked at again
 CLOSE_TIMEOUT_SECONDS = 5.0
 
 Misfit = Callable[[WorkerInfo], str]
@@ -57,6 +63,7 @@ class Worker:
         self.info: WorkerInfo | None = None
         self.is_available = False
         self.is_leaving = False  # its name stands for it no more: it gets no further sessions
+        self.is_alias = False  # another address of a worker that is in use
         self.room = Room(lambda: self.info)
         self.prefixes = PrefixMemory()
         self.placed_count = 0
@@ -77,11 +84,8 @@ class Worker:
 
     def call_seconds(self, passes: int = 1) -> float:
         """The time to give to a call that takes so many passes."""
-        return self.with_passes(self._least_seconds, passes)
-
-    def with_passes(self, seconds: float, passes: int = 1) -> float:
-        """A time, and that of passes once it is known."""
-        return self.info.call_seconds(seconds, passes) if self.info else seconds
+        least = self._least_seconds
+        return self.info.call_seconds(least, passes) if self.info else least
 
     def lost(self, error: SequoiaError) -> None:
         """Take the worker out of use until it is found again."""
@@ -139,20 +143,23 @@ class Worker:
                     on_found()
             except IncompatibleModelsError as error:
                 if refused != error.message:
-                    log.error(
-                        "worker refused",
-                        worker=self.role,
-                        address=self.address,
-                        error=error.message,
-                    )
+                    tell = log.info if self.is_alias else log.error
+                    tell("worker refused", address=self.address, error=error.message)
                 refused = error.message
+                await asyncio.sleep(REFUSED_SECONDS)
 
     async def _look(self) -> None:
         """Ask how much it has to do; if it does not answer it is lost."""
         try:
-            self._take_note(await self.channel.call(GET_INFO, None, timeout=self.call_seconds()))
+            info = await self.channel.call(GET_INFO, None, timeout=self.call_seconds())
         except SequoiaError as error:
             self.lost(error)
+            return
+        if self.info and self.info.instance_id != info.instance_id:
+            # Whoever is there now has to be looked at as anybody who comes.
+            self.lost(WorkerUnavailableError("it has started anew", worker=self.role))
+        else:
+            self._take_note(info)
 
     def _take_note(self, info: WorkerInfo) -> None:
         self.info = info

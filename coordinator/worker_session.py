@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 import structlog
 
 from coordinator.seat import Seat
+from coordinator.step import StepState
 from coordinator.worker import Worker
 from sequoia.errors import Reason, SequoiaError
-from sequoia.messages import Features, Prefill, Prefilled, SessionSettings, StepHeader
+from sequoia.messages import Prefill, Prefilled, SessionSettings, StepHeader
 from sequoia.rpc.codec import PREFILL
 from sequoia.rpc.method import Method
 from sequoia.rpc.steps import Steps
@@ -30,6 +31,7 @@ Reply = TypeVar("Reply")
 Result = TypeVar("Result")
 
 RETRY_SECONDS = 0.2
+FULL_SECONDS = 1.0  # for which a full worker is not asked again by those who can do without
 SESSION_LOSS_LIMIT = 5
 # What a prompt's token may add to the time of a call: prompts are read between other sessions' steps.
 PREFILL_SECONDS_PER_TOKEN = 0.1
@@ -37,16 +39,6 @@ NO_STEP = -1
 SESSION_LOST = frozenset({Reason.UNKNOWN_SESSION, Reason.STALE_STEP})
 WORKER_LOST = frozenset({Reason.WORKER_UNAVAILABLE, Reason.NOT_READY, Reason.DEADLINE_EXCEEDED})
 TRANSIENT = WORKER_LOST | {Reason.CAPACITY_EXHAUSTED, Reason.INTERNAL}
-
-
-@dataclass(frozen=True, slots=True)
-class StepState:
-    """Where a request stands at the beginning of a step."""
-
-    step: int
-    token_ids: tuple[int, ...]  # committed; the last one is the root
-    accepted: tuple[int, ...]  # nodes of the last step's tree
-    features: Features | None = None  # of all committed tokens but the last, for the draft
 
 
 class WorkerSession(Generic[Request, Reply]):
@@ -63,13 +55,16 @@ class WorkerSession(Generic[Request, Reply]):
         self.seat = seat
         self.waited_seconds = 0.0
         self.disturbance_count = 0  # prefills and repeated calls, which make a step longer
-        self.rebuilt_count = 0
+        self.rebuilt_count = 0  # prefills of what had been read before, and was lost
         self.moved_count = 0
         self._on_opened = on_opened
         self._method = method
         self._session_id = session_id
         self._settings = settings
-        self._was_opened = False
+        self._was_opened = False  # there may be something to close
+        self._has_read = False  # a prefill has succeeded, and its session was not given up
+        self._is_full = False  # the worker had no room when it was last asked
+        self._full_until = 0.0
         self._steps: Steps[Request, Reply] | None = None
         self._next_step = NO_STEP  # the step that the worker's session expects
         self._fresh_step = NO_STEP  # the step that the last prefill was for
@@ -79,9 +74,17 @@ class WorkerSession(Generic[Request, Reply]):
         """Where the session is."""
         return self.seat.worker
 
+    @property
+    def is_worth_trying(self) -> bool:
+        """Whether a step without patience may succeed: a worker is in use, and was not full just now."""
+        return self.seat.pool.is_available and (
+            time.monotonic() >= self._full_until or self.seat.should_move(is_full=True)
+        )
+
     def ask_for_features(self) -> None:
         """From the next step on; the session is opened anew for those of the tokens before it."""
         self._settings = replace(self._settings, with_features=True)
+        self._has_read = False
         self._forget()
 
     async def step(
@@ -132,26 +135,36 @@ class WorkerSession(Generic[Request, Reply]):
         await self._patiently(lambda: self._opened(state), patience)
 
     async def _patiently(self, attempt: Callable[[], Awaitable[Result]], patience: float) -> Result:
+        """Attempt something until it succeeds, before each attempt on the worker that is best then."""
         deadline = time.monotonic() + patience
         losses = 0
-        is_full = False  # the worker has no room
         while True:
-            if self.seat.should_move(is_full=is_full):
+            if self.seat.should_move(is_full=self._is_full):
                 self._move()
             try:
-                return await attempt()
+                result = await attempt()
             except SequoiaError as error:
                 self.disturbance_count += 1
                 if error.reason in SESSION_LOST and losses < SESSION_LOSS_LIMIT:
                     losses += 1
                     continue
-                if error.reason in WORKER_LOST:
-                    self.worker.lost(error)
+                self._note(error)
                 if error.reason not in TRANSIENT | SESSION_LOST or time.monotonic() >= deadline:
                     raise
-                is_full = error.reason is Reason.CAPACITY_EXHAUSTED
-                if not self.seat.should_move(is_full=is_full):
+                # From a full worker to the next, which may be full as well, in no haste.
+                if self._is_full or not self.seat.should_move():
                     await asyncio.sleep(RETRY_SECONDS)
+            else:
+                self._is_full = False
+                return result
+
+    def _note(self, error: SequoiaError) -> None:
+        """What a failure says of the worker."""
+        if error.reason in WORKER_LOST:
+            self.worker.lost(error)
+        self._is_full = error.reason is Reason.CAPACITY_EXHAUSTED
+        if self._is_full:
+            self._full_until = time.monotonic() + FULL_SECONDS
 
     def _move(self) -> None:
         """Go to another worker; the session is opened there from the tokens."""
@@ -160,19 +173,12 @@ class WorkerSession(Generic[Request, Reply]):
         self._forget()
         self.seat.move()
         self.moved_count += 1
+        self._is_full, self._full_until = False, 0.0
         log.info("session moved", worker=self.worker.role, before=before, to=self.worker.address)
 
     async def _opened(self, state: StepState) -> bool:
         """Open the session if it does not expect this step; says if it is fresh from its prefill."""
         if self._next_step != state.step:
-            if self._was_opened:
-                self.rebuilt_count += 1
-                log.info(
-                    "session rebuilt",
-                    worker=self.worker.role,
-                    address=self.worker.address,
-                    step=state.step,
-                )
             self._was_opened = True
             self.disturbance_count += 1
             prefill = Prefill(
@@ -183,8 +189,16 @@ class WorkerSession(Generic[Request, Reply]):
             seconds = self.worker.call_seconds(passes) + PREFILL_SECONDS_PER_TOKEN * count
             prefilled = await self.worker.channel.call(PREFILL, prefill, timeout=seconds)
             self._on_opened(prefilled)
+            if self._has_read:
+                self._note_rebuilt(state.step)
+            self._has_read = True
             self._next_step = self._fresh_step = state.step
         return self._fresh_step == state.step
+
+    def _note_rebuilt(self, step: int) -> None:
+        self.rebuilt_count += 1
+        worker = self.worker
+        log.info("session rebuilt", worker=worker.role, address=worker.address, step=step)
 
     def _forget(self) -> None:
         """There is no such session any more: the next step opens it anew."""

@@ -6,6 +6,7 @@ and the name of whatever is wrong. `check_environment` does the same for unknown
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import sys
@@ -24,6 +25,8 @@ DEFAULT_TARGET = "smollm2-135m-instruct"
 SIZE = re.compile(r"(\d+(?:\.\d+)?)(KiB|MiB|GiB)?")
 SIZE_LIMIT_BYTES = 2**60
 UNITS = {None: 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+HOST_LENGTH = 253
+HOST = re.compile(r"[a-zA-Z0-9_-]{1,63}(\.[a-zA-Z0-9_-]{1,63})*\.?")
 ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[^:\s]+):(\d{1,5})")
 
 
@@ -65,7 +68,7 @@ def read_address(value: str | None) -> str | None:
     if value is None:
         return None
     match = ADDRESS.fullmatch(value)
-    if not match or not 0 < int(match.group(2)) < 65536:
+    if not match or not _is_host(match.group(1)) or not 0 < int(match.group(2)) < 65536:
         raise typer.BadParameter(f"{value!r} is not HOST:PORT with a port from 1 to 65535")
     return value
 
@@ -77,12 +80,28 @@ def addresses(value: str | None) -> tuple[str, ...]:
 
 def read_addresses(value: str | None) -> str | None:
     """Check HOST:PORT,HOST:PORT,... as typer wants a callback to."""
-    several = addresses(value)
-    for one in several or ([] if value is None else [value]):
+    if value is None:
+        return None
+    several = addresses(value) or ("",)
+    if "" in several:
+        raise typer.BadParameter(f"{value!r} has an empty place where HOST:PORT should be")
+    for one in several:
         read_address(one)
-    if len(set(several)) < len(several):
+    hosts = [one.lower().rpartition(":") for one in several]
+    if len({(host, int(port)) for host, _, port in hosts}) < len(several):
         raise typer.BadParameter(f"{value!r} names an address twice")
     return value
+
+
+def _is_host(host: str) -> bool:
+    """Whether a host can be one: an IPv6 address in brackets, or labels between dots."""
+    if not host.startswith("["):
+        return len(host) <= HOST_LENGTH and HOST.fullmatch(host) is not None
+    try:
+        ipaddress.IPv6Address(host[1:-1])
+    except ValueError:
+        return False
+    return True
 
 
 def read_size(value: str | int) -> int:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -408,13 +408,21 @@ class LocalSystem:
         self._stopping.set()
         if self._keeper.is_alive():
             self._keeper.join(STOP_SECONDS)
-        for role in reversed(self._roles):
-            role.terminate()
-        deadline = time.monotonic() + STOP_SECONDS + self.options.drain_seconds
-        for role in reversed(self._roles):
-            role.wait(deadline - time.monotonic())
+        coordinators = self.roles("coordinator")
+        # First, and alone: while they let requests end they need the workers.
+        _end(coordinators, STOP_SECONDS + self.options.drain_seconds)
+        _end([role for role in reversed(self._roles) if role not in coordinators], STOP_SECONDS)
         if self._valkey:
             self._valkey.stop()
+
+
+def _end(roles: Sequence[RoleProcess], seconds: float) -> None:
+    """Ask processes to end, and kill those that have not after so many seconds."""
+    for role in roles:
+        role.terminate()
+    deadline = time.monotonic() + seconds
+    for role in roles:
+        role.wait(deadline - time.monotonic())
 
 
 def _environment_without_security() -> dict[str, str]:

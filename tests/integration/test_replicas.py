@@ -12,22 +12,14 @@ from typing import Any
 
 import pytest
 
-from coordinator.placement import BLOCK_TOKENS
+from coordinator.placement import PREFIX_BLOCK_TOKENS
 from sequoia.errors import Reason
-from sequoia.generation import FinishReason, GenerationRequest
+from sequoia.generation import FinishReason
 from sequoia.rpc.errors import RemoteError
 from sequoia.runtime.worker import WorkerLimits
-from sequoia.settings import SamplingSettings
+from tests.integration.test_faults import SEEDED
 from tests.stack import HOST, DraftRole, Stack, Stream, TargetRole, running_coordinator
 from tests.tiny import byte_pair, feature_draft
-
-SEEDED = GenerationRequest(
-    text="the quick brown fox",
-    sampling=SamplingSettings(temperature=0.8),
-    seed=5,
-    max_new_tokens=120,
-    ignore_end_of_text=True,
-)
 
 
 def free_port() -> int:
@@ -149,16 +141,17 @@ async def test_a_worker_that_comes_takes_the_next_sessions(replicas: Replicas) -
 
 
 async def test_the_next_turn_goes_to_the_worker_of_the_last(replicas: Replicas) -> None:
-    """It has read most of the text already."""
-    prompt = tuple(range(1, 11)) * (BLOCK_TOKENS // 5)
+    """It has read most of the text already: the prompt before, and what it answered."""
+    prompt = tuple(range(1, 11)) * (PREFIX_BLOCK_TOKENS // 5)
     request = replace(SEEDED, text=None, token_ids=prompt, max_new_tokens=20)
     async with replicas.running() as stack:
         served = []
         for turn in range(4):
-            stream = Stream(stack, replace(request, seed=turn))
+            stream = Stream(stack, replace(request, seed=turn, token_ids=prompt))
             await stream.read(5)
             served.append(replicas.serving(replicas.targets))
-            await stream.read_to_end()
+            answer = await stream.read_to_end()
+            prompt = (*prompt, *answer.token_ids, 1, 2, 3)
             await stack.until(lambda: not sum(session_counts(replicas.targets)))
     assert served == [served[0]] * 4
 

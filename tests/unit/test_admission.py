@@ -283,7 +283,7 @@ async def test_closing_refuses_those_who_wait_and_lets_the_others_end() -> None:
     async with Line(request_limit=1) as line:
         await line.come("a", "b")
         line.admission.close()
-        idle = asyncio.create_task(line.admission.is_idle(60.0))
+        idle = asyncio.create_task(line.admission.wait_until_idle(60.0))
         await line.come("c")
         assert {type(line.failure(name)) for name in ("b", "c")} == {NotReadyError}
         assert not idle.done()
@@ -297,7 +297,7 @@ async def test_waiting_for_the_last_request_has_an_end() -> None:
     async with Line() as line:
         await line.come("a")
         line.admission.close()
-        assert not await line.admission.is_idle(0.0)
+        assert not await line.admission.wait_until_idle(0.0)
         assert line.admission.active_count == 1
 
 

@@ -54,6 +54,34 @@ def test_all_roles_have_one_time_to_stop(
     ] * DEAF_COUNT
 
 
+class Willing(RoleProcess):
+    """A role that ends when it is waited for."""
+
+    def __init__(self, module: str, events: list[str]) -> None:
+        super().__init__(module, [], None, "127.0.0.1", 0, {}, None)
+        self._events = events
+
+    def terminate(self) -> None:
+        self._events.append(f"end {self.module}")
+
+    def wait(self, seconds: float) -> None:
+        self._events.append(f"ended {self.module} within {seconds:.0f} s")
+
+
+def test_coordinators_end_before_the_workers_that_they_need() -> None:
+    """They let requests end first, for as long as the system was told."""
+    events: list[str] = []
+    system = LocalSystem(LaunchOptions("target", drain_seconds=20.0))
+    system._roles += [Willing(name, events) for name in ("target_service", "coordinator")]
+    system.__exit__(None, None, None)
+    assert events == [
+        "end coordinator",
+        "ended coordinator within 30 s",
+        "end target_service",
+        "ended target_service within 10 s",
+    ]
+
+
 class Fallen(RoleProcess):
     """A role that has ended, and for which the machine has no process at first."""
 

@@ -4,14 +4,14 @@ import pytest
 
 from coordinator.placement import (
     AFFINITY_SLACK,
-    BLOCK_TOKENS,
+    PREFIX_BLOCK_TOKENS,
     Candidate,
     PrefixMemory,
     choose,
     prefix_keys,
 )
 
-TEXT = tuple(range(5 * BLOCK_TOKENS))
+TEXT = tuple(range(5 * PREFIX_BLOCK_TOKENS))
 
 
 def candidate(
@@ -56,7 +56,7 @@ def test_no_workers_are_no_choice() -> None:
 
 def test_texts_that_begin_alike_share_their_first_keys() -> None:
     """A key stands for everything up to its block's end, so a difference changes all that follow."""
-    other = (*TEXT[: 2 * BLOCK_TOKENS], -1, *TEXT[2 * BLOCK_TOKENS + 1 :])
+    other = (*TEXT[: 2 * PREFIX_BLOCK_TOKENS], -1, *TEXT[2 * PREFIX_BLOCK_TOKENS + 1 :])
     assert len(prefix_keys(TEXT)) == 5
     assert prefix_keys(TEXT)[:2] == prefix_keys(other)[:2]
     assert not set(prefix_keys(TEXT)[2:]) & set(prefix_keys(other)[2:])
@@ -64,15 +64,17 @@ def test_texts_that_begin_alike_share_their_first_keys() -> None:
 
 def test_parts_of_blocks_do_not_count() -> None:
     """A text shorter than a block has no prefix to share."""
-    assert prefix_keys(TEXT[: BLOCK_TOKENS - 1]) == ()
-    assert prefix_keys(TEXT[: 2 * BLOCK_TOKENS - 1]) == prefix_keys(TEXT[:BLOCK_TOKENS])
+    assert prefix_keys(TEXT[: PREFIX_BLOCK_TOKENS - 1]) == ()
+    assert prefix_keys(TEXT[: 2 * PREFIX_BLOCK_TOKENS - 1]) == prefix_keys(
+        TEXT[:PREFIX_BLOCK_TOKENS]
+    )
 
 
 def test_a_memory_tells_how_much_of_a_text_was_read() -> None:
     """In tokens, from the beginning."""
     memory = PrefixMemory()
-    memory.add(prefix_keys(TEXT[: 3 * BLOCK_TOKENS]))
-    assert memory.shared_tokens(prefix_keys(TEXT)) == 3 * BLOCK_TOKENS
+    memory.add(prefix_keys(TEXT[: 3 * PREFIX_BLOCK_TOKENS]))
+    assert memory.shared_tokens(prefix_keys(TEXT)) == 3 * PREFIX_BLOCK_TOKENS
     assert memory.shared_tokens(prefix_keys(TEXT[1:])) == 0
     memory.clear()
     assert memory.shared_tokens(prefix_keys(TEXT)) == 0
@@ -82,6 +84,6 @@ def test_a_memory_is_bounded_and_forgets_ends_before_beginnings() -> None:
     """What many texts share is worth more than how one of them went on."""
     memory = PrefixMemory(block_limit=4)
     memory.add(prefix_keys(TEXT))
-    assert memory.shared_tokens(prefix_keys(TEXT)) == 4 * BLOCK_TOKENS
-    memory.add(prefix_keys([-1] * 2 * BLOCK_TOKENS))
-    assert memory.shared_tokens(prefix_keys(TEXT)) == 2 * BLOCK_TOKENS
+    assert memory.shared_tokens(prefix_keys(TEXT)) == 4 * PREFIX_BLOCK_TOKENS
+    memory.add(prefix_keys([-1] * 2 * PREFIX_BLOCK_TOKENS))
+    assert memory.shared_tokens(prefix_keys(TEXT)) == 2 * PREFIX_BLOCK_TOKENS

@@ -2,108 +2,46 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from coordinator.discovery import Directory, Location
-from coordinator.placement import BLOCK_TOKENS, prefix_keys
+from coordinator.placement import PREFIX_BLOCK_TOKENS, prefix_keys
 from coordinator.pool import WorkerPool
 from coordinator.room import Demand
 from coordinator.seat import Seat
-from coordinator.worker import Compatibility, Worker
+from coordinator.worker import Compatibility
 from sequoia.errors import (
     IncompatibleModelsError,
     InvalidArgumentError,
     NotReadyError,
     WorkerUnavailableError,
 )
-from sequoia.messages import WorkerInfo
-from sequoia.rpc.channel import Endpoint, RpcChannel
-from sequoia.rpc.method import Method
+from sequoia.tasks import end_tasks, keep_going
+from tests.fleet import INFO, NEEDED, ONE, SMALL, THREE, TWO, Fleet, found, seat, until
 
-ONE, TWO, THREE = "10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"
-NEEDED = Compatibility("sha")
-SMALL = Demand(100, 100, 10)
-TEXT = tuple(range(2 * BLOCK_TOKENS))
-INFO = WorkerInfo(
-    "m", "sha", 10, 4096, "float32", "cpu", 8, 25600, 0, 0, 64, "", kv_bytes_per_token=10
-)
-
-
-class FakeChannel(RpcChannel):
-    """Answers for a worker; `info` None is one that is not there."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.info: WorkerInfo | None = replace(INFO, instance_id=address)
-
-    async def call(
-        self, method: Method[Any, Any], request: Any, timeout: float | None = None
-    ) -> Any:
-        if self.info is None:
-            raise WorkerUnavailableError("gone")
-        return self.info
-
-    async def is_serving(self, timeout: float = 2.0) -> bool:
-        return self.info is not None
-
-    async def close(self) -> None:
-        self.info = None
-
-
-class Fleet:
-    """Workers that come and go."""
-
-    def __init__(self) -> None:
-        self.channels: dict[str, FakeChannel] = {}
-
-    def make(self, location: Location) -> Worker:
-        worker = Worker("target", Endpoint(location.address), 1.0)
-        channel = self.channels.setdefault(location.address, FakeChannel(location.address))
-        worker.channel = channel
-        return worker
-
-
-@asynccontextmanager
-async def found(*addresses: str) -> AsyncIterator[tuple[WorkerPool, Fleet]]:
-    """A pool that has found its workers."""
-    fleet = Fleet()
-    pool = WorkerPool("target", addresses, fleet.make)
-    assert await pool.find(NEEDED)
-    yield pool, fleet
-    await pool.close()
+TEXT = tuple(range(2 * PREFIX_BLOCK_TOKENS))
 
 
 @contextmanager
 def names(monkeypatch: pytest.MonkeyPatch, **known: list[str]) -> Iterator[None]:
     """A name service; it can be changed meanwhile."""
 
-    async def look_up(_: object, host: str, port: int, **__: object) -> list[tuple[Any, ...]]:
+    def look_up(host: str, port: int, **__: object) -> list[tuple[Any, ...]]:
         if host not in known:
             raise socket.gaierror(f"{host} is not known")
         return [(2, 1, 6, "", (ip, port)) for ip in known[host]]
 
     with monkeypatch.context() as patched:
-        patched.setattr(asyncio.BaseEventLoop, "getaddrinfo", look_up)
+        patched.setattr(socket, "getaddrinfo", look_up)
         yield
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds."""
-    while not condition():  # noqa: ASYNC110 any condition
-        await asyncio.sleep(0.005)
-
-
-def seat(pool: WorkerPool, text: Sequence[int] = ()) -> Seat:
-    """A seat that has been taken."""
-    one = Seat(pool, SMALL, text)
-    one.take()
-    return one
 
 
 async def test_sessions_are_spread_over_the_workers() -> None:
@@ -119,11 +57,11 @@ async def test_sessions_are_spread_over_the_workers() -> None:
 async def test_a_text_goes_where_its_beginning_was_read() -> None:
     """The next turn of a conversation finds the worker of the last one."""
     async with found(ONE, TWO) as (pool, _):
-        first = seat(pool, TEXT[:BLOCK_TOKENS])
+        first = seat(pool, TEXT[:PREFIX_BLOCK_TOKENS])
         first.has_read(TEXT)
         first.leave()
         assert seat(pool, [*TEXT, 1, 2]).worker is first.worker
-        assert seat(pool, [7] * BLOCK_TOKENS).worker is not first.worker
+        assert seat(pool, [7] * PREFIX_BLOCK_TOKENS).worker is not first.worker
 
 
 async def test_a_worker_that_started_anew_has_read_nothing() -> None:
@@ -258,9 +196,7 @@ async def test_a_worker_that_comes_gets_sessions_and_one_that_leaves_gets_none(
         assert not first.should_move()
         first.leave()
         await until(lambda: fleet.channels[ONE].info is None)
-        watching.cancel()
-        with suppress(asyncio.CancelledError):
-            await watching
+        await end_tasks([watching])
         assert [worker.address for worker in pool.workers] == [TWO]
     await pool.close()
 
@@ -298,4 +234,87 @@ async def test_when_no_worker_fits_the_start_fails() -> None:
         await pool.find(Compatibility("other"))
     fleet.channels[ONE].info = None
     assert await pool.find(NEEDED) is None
+    await pool.close()
+
+
+async def test_a_slow_name_service_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the name last stood for counts; the look-up goes on, and is heard when it is done."""
+    monkeypatch.setattr("coordinator.discovery.PATIENCE_SECONDS", 0.02)
+    answered, count = threading.Event(), 0
+
+    def look_up(host: str, port: int, **_: object) -> list[tuple[Any, ...]]:
+        nonlocal count
+        count += 1
+        answered.wait(10)
+        return [(2, 1, 6, "", ("10.0.0.1", port))]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "getaddrinfo", look_up)
+        directory = Directory(["target:1", TWO])
+        for _ in range(3):
+            assert await directory.look_up() == [Location("target:1"), Location(TWO)]
+        assert count == 1
+        answered.set()
+        async with asyncio.timeout(10):
+            while await directory.look_up() != [Location(ONE, "target"), Location(TWO)]:
+                pass
+
+
+async def test_a_defect_does_not_end_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begun again, it finds workers that are lost later."""
+    monkeypatch.setattr("coordinator.pool.LOOK_UP_SECONDS", 0.01)
+    monkeypatch.setattr("coordinator.worker.WATCH_SECONDS", 0.01)
+    async with found(ONE) as (pool, _):
+        look_up, count = pool._look_up, 0
+
+        async def failing() -> None:
+            nonlocal count
+            count += 1
+            if count == 3:
+                raise RuntimeError("can't start new thread")
+            await look_up()
+
+        monkeypatch.setattr(pool, "_look_up", failing)
+        work = partial(pool.watch, NEEDED, lambda: None)
+        watching = asyncio.create_task(keep_going(work, pause_seconds=0.0))
+        await until(lambda: count > 4)
+        pool.workers[0].lost(WorkerUnavailableError("gone"))
+        await until(lambda: pool.workers[0].is_available)
+        await end_tasks([watching])
+
+
+async def test_another_worker_at_an_address_is_looked_at_like_any_that_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It started between two looks; its model may be another, and it has read nothing."""
+    monkeypatch.setattr("coordinator.worker.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("coordinator.worker.WATCH_SECONDS", 0.01)
+    async with found(ONE, TWO) as (pool, fleet):
+        worker = pool.workers[0]
+        misfit = partial(pool._misfit, worker, NEEDED)
+        with capture_logs() as logs:
+            watching = asyncio.create_task(worker.watch(misfit, lambda: None))
+            fleet.channels[ONE].info = replace(INFO, instance_id="new", tokenizer_sha256="x")
+            await until(lambda: any(line["event"] == "worker refused" for line in logs))
+            await end_tasks([watching])
+        assert not worker.is_available
+
+
+async def test_a_worker_whose_name_is_back_has_room_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who wait in line hear of it."""
+    known = {"target": ["10.0.0.1", "10.0.0.2"]}
+    fleet, heard = Fleet(), asyncio.Event()
+    monkeypatch.setattr("coordinator.pool.LOOK_UP_SECONDS", 0.01)
+    with names(monkeypatch, **known):
+        pool = WorkerPool("target", ["target:1"], fleet.make)
+        assert await pool.find(NEEDED)
+        stays = [seat(pool), seat(pool)]
+        watching = asyncio.create_task(pool.watch(NEEDED, heard.set))
+        known["target"].remove("10.0.0.2")
+        await until(lambda: pool.workers[1].is_leaving)
+        heard.clear()
+        known["target"].append("10.0.0.2")
+        await heard.wait()
+        assert not any(one.worker.is_leaving for one in stays)
+        await end_tasks([watching])
     await pool.close()
