@@ -25,6 +25,7 @@ log = structlog.get_logger(__name__)
 
 WATCH_SECONDS = 0.5  # between looks for a worker that is not in use
 LOOK_SECONDS = 2.0  # between looks at one that is
+SHARED_LOOK_SECONDS = 0.5  # the same while others have sessions there
 REFUSED_SECONDS = 5.0  # before a worker that does not fit is looked at again
 CLOSE_TIMEOUT_SECONDS = 5.0
 
@@ -67,7 +68,7 @@ class Worker:
         self.room = Room(lambda: self.info)
         self.prefixes = PrefixMemory()
         self.placed_count = 0
-        self._foreign_counts = (0, 0)  # sessions of other coordinators, at the last two looks
+        self._foreign_counts = (0, 0)  # sessions of others, at the last two looks
         self._least_seconds = call_seconds
         self._look_from = 0.0
         self._closing: set[asyncio.Task[None]] = set()
@@ -79,8 +80,16 @@ class Worker:
 
     @property
     def session_count(self) -> int:
-        """Sessions that it has to serve, those of other coordinators included as of the last look."""
-        return self.room.session_count + min(self._foreign_counts)
+        """Sessions that it has to serve, those of others included as of the last look."""
+        return self.room.session_count + self.foreign_count
+
+    @property
+    def foreign_count(self) -> int:
+        """Sessions of others, coordinators or a planner that measures.
+
+        Of the last two looks the lesser: sessions of our own that are just being closed are not foreign.
+        """
+        return min(self._foreign_counts)
 
     def call_seconds(self, passes: int = 1) -> float:
         """The time to give to a call that takes so many passes."""
@@ -132,7 +141,8 @@ class Worker:
         refused = ""
         while True:
             if self.is_available:
-                await asyncio.sleep(LOOK_SECONDS)
+                is_shared = any(self._foreign_counts)
+                await asyncio.sleep(SHARED_LOOK_SECONDS if is_shared else LOOK_SECONDS)
                 await self._look()
                 continue
             await asyncio.sleep(WATCH_SECONDS)
@@ -163,7 +173,6 @@ class Worker:
 
     def _take_note(self, info: WorkerInfo) -> None:
         self.info = info
-        # Of two looks the lesser: sessions of our own that are just being closed are not foreign.
         foreign = max(info.session_count - self.room.session_count, 0)
         self._foreign_counts = (self._foreign_counts[1], foreign)
 

@@ -136,10 +136,12 @@ def request(tokens: int) -> GenerationRequest:
 
 
 async def in_force(stack: Stack, version: int) -> None:
-    """Wait until the coordinator's engine works by a plan."""
+    """Wait until the coordinator's engine works by a plan, and takes the planner's sessions for gone."""
     engine = stack.coordinator.engine
     assert engine
     await stack.until(lambda: engine.plan.version >= version, SECONDS)
+    workers = stack.coordinator.target.workers
+    await stack.until(lambda: all(not one.foreign_count for one in workers), SECONDS)
 
 
 async def test_a_plan_is_published_and_comes_into_force(
