@@ -72,18 +72,25 @@ class EmbeddedValkey:
         """The server's process id; None while none runs."""
         return self._process.pid if self._process is not None else None
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the server has died; false before the start and after `stop`."""
+        return self._process is not None and self._process.poll() is not None
+
     def start(self) -> None:
         """Start the server, unless it runs, and wait until it answers.
+
+        One that has died comes back on its port, and empty.
 
         Raises:
             EmbeddedValkeyError: there is no binary, or it does not come up.
         """
-        if self._process is not None:
+        if self._process is not None and not self.has_ended:
             return
         binary = self._binary or find_binary()
         for _ in range(START_ATTEMPTS):
             # Between choosing a port and binding it another process may take it: choose again.
-            port = _free_port()
+            port = self._port if self.has_ended else _free_port()
             with tempfile.TemporaryFile() as output:
                 process = _launch(binary, port, output)
                 ready = False

@@ -20,7 +20,7 @@ import grpc
 import structlog
 
 from sequoia import config, security_options
-from sequoia.embedded_valkey import EmbeddedValkey
+from sequoia.kept_valkey import KeptValkey
 from sequoia.rpc.health import is_serving
 from sequoia.rpc.tls import TlsFiles, channel_credentials
 
@@ -222,6 +222,11 @@ class RoleProcess:
         """Whether the process is gone."""
         return self._process is not None and self._process.poll() is not None
 
+    @property
+    def status(self) -> int | None:
+        """What the process ended with; None while it runs."""
+        return self._process.poll() if self._process else None
+
     def terminate(self) -> None:
         """Ask the process to end."""
         if self._process and not self.has_ended:
@@ -247,7 +252,7 @@ class RoleProcess:
 class LocalSystem:
     """Valkey, both workers, planner and coordinator; a context manager.
 
-    Roles that die later are started again on their ports.
+    Whatever dies later is started again on its port.
     """
 
     def __init__(
@@ -262,7 +267,7 @@ class LocalSystem:
         self.redis_url = options.redis_url or ""
         self._errors = errors
         self._say = say
-        self._valkey: EmbeddedValkey | None = None
+        self._valkey: KeptValkey | None = None
         self._roles: list[RoleProcess] = []
         self._credentials = channel_credentials(options.tls) if options.tls else None
         self._stopping = threading.Event()
@@ -327,7 +332,7 @@ class LocalSystem:
         options = self.options
         if options.redis_url is None:
             self._say("starting Valkey")
-            self._valkey = EmbeddedValkey()
+            self._valkey = KeptValkey()
             self._valkey.start()
             self.redis_url = self._valkey.url
         common = options.common()
