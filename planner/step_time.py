@@ -35,6 +35,8 @@ Result = TypeVar("Result")
 
 STEPS = 8
 FIRST_TOKEN_ID = 1
+# What a prompt's token may add to the time of a call: prompts are read between other sessions' steps.
+READING_SECONDS_PER_TOKEN = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class _Session:
         )
         self._session_id = f"planner-{uuid.uuid4().hex}"
         self._prefix_length = load.prefix_length
+        self._read_together = load.batch_size * load.prefix_length  # tokens, all sessions' prompts
         self._token_id = FIRST_TOKEN_ID
         self._features: Features | None = None  # of the position before the root
         self._step = 0
@@ -134,8 +137,9 @@ class _Session:
             await self._draft.channel.call(PREFILL, own, timeout=seconds)
 
     def _reading_seconds(self, worker: FoundWorker) -> float:
-        """The time to give to a call that reads the prefix."""
-        return worker.seconds_of(worker.info.prefill_passes(self._prefix_length))
+        """The time to give to a call that reads the prefix; clients' texts go on beside it."""
+        seconds = worker.seconds_of(worker.info.prefill_passes(self._prefix_length))
+        return seconds + READING_SECONDS_PER_TOKEN * self._read_together
 
     async def run(self) -> float:
         """Seconds of the steps after the first, which opens the calls."""

@@ -48,6 +48,7 @@ class FakeWorker:
         self.steps: list[tuple[int, int]] = []  # node count and number of each
         self.features: list[int] = []  # rows that came with a step
         self.step_seconds = 0.0
+        self.reading_seconds: list[float] = []  # that the calls which read a prefix gave
         self.session_limit = 64
         self.failure: SequoiaError | None = None
         self.hangs = False
@@ -70,7 +71,8 @@ class FakeWorker:
         self.asked.append((batch, nodes, prefix))
         return [ForwardTime(nodes, batch, prefix, self.seconds(batch, nodes))]
 
-    async def prefill(self, request: Prefill, _: Any) -> Prefilled:
+    async def prefill(self, request: Prefill, context: Any) -> Prefilled:
+        self.reading_seconds.append(context.time_remaining())
         if len(self.sessions) >= self.session_limit:
             raise CapacityError("no room", limit=self.session_limit)
         self.sessions.add(request.session_id)
@@ -318,6 +320,15 @@ async def test_slow_workers_get_the_time_that_their_passes_take() -> None:
         assert FoundWorker(at.channel, slow).call_seconds == pytest.approx(10 + 8 * 9.0)
         assert FoundWorker(at.channel, slow).seconds_of(24) == pytest.approx(10 + 24 * 8 * 9.0)
         assert at.call_seconds == pytest.approx(10.0)
+
+
+async def test_prefixes_get_the_time_to_be_read_between_the_steps_of_others() -> None:
+    """Sixteen at a time, on workers that serve: each token may wait for a step of clients' texts."""
+    target = FakeWorker(lambda batch, nodes: 0.001)
+    async with served(FakeWorker(lambda batch, nodes: 0.001)) as draft, served(target) as at_target:
+        await profile(draft, at_target, Scope(4, 2, (1, 16)))
+    assert min(target.reading_seconds) > 10 + 0.1 * 128 - 5
+    assert max(target.reading_seconds) > 10 + 0.1 * 128 * 16 - 5
 
 
 async def test_slow_passes_are_measured_within_the_memory_of_one() -> None:
