@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from sequoia.cli.session import fetch_models
+from sequoia.embedded_valkey import EmbeddedValkey
 from sequoia.launcher import LocalSystem
 from tests.chaos import requests
 from tests.chaos.journal import Journal
@@ -54,6 +55,13 @@ def extra(system: LocalSystem, errors: IO[bytes]) -> Iterator[Processes]:
     """More role processes, on the system's Redis, for the length of one test."""
     with Processes(system.redis_url, errors) as beside:
         yield beside
+
+
+@pytest.fixture
+def alone(errors: IO[bytes]) -> Iterator[Processes]:
+    """Role processes with a Redis of their own, which nobody starts again."""
+    with EmbeddedValkey() as valkey, Processes(valkey.url, errors) as processes:
+        yield processes
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,7 @@ TARGET_OPTIONS = ["--target", DEFAULT_TARGET]
 MODEL_OPTIONS = [*TARGET_OPTIONS, "--dtype", DTYPE]
 
 
+LOOKS_ONCE = ("--max-batch-size", "1", "--replan-interval", str(HELD_SECONDS))
 OPTIONS = LaunchOptions(DEFAULT_TARGET, dtype=DTYPE, max_batch_size=1, replan_seconds=HELD_SECONDS)
 
 
@@ -103,10 +104,9 @@ class Processes:
         """A target or draft worker with the system's models; it does not run yet."""
         return self._add(module, [*MODEL_OPTIONS, *options], port)
 
-    def planner(self, targets: Sequence[str], drafts: Sequence[str]) -> RoleProcess:
-        """A planner that looks once."""
-        looks = ["--max-batch-size", "1", "--replan-interval", str(HELD_SECONDS)]
-        return self._add("planner", [*_addresses(targets, drafts), *looks])
+    def planner(self, targets: Sequence[str], drafts: Sequence[str], *options: str) -> RoleProcess:
+        """A planner for these workers."""
+        return self._add("planner", [*_addresses(targets, drafts), *options])
 
     def coordinator(
         self, targets: Sequence[str], drafts: Sequence[str], *options: str

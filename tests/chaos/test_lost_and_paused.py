@@ -53,7 +53,6 @@ async def without_redis(system: LocalSystem) -> str:
         ("draft_killed", killed("draft_service")),
         ("target_killed", killed("target_service")),
         ("redis_killed", without_redis),
-        ("planner_killed", killed("planner")),
         ("target_paused", paused("target_service")),
         ("draft_paused", paused("draft_service")),
     ],

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
-from typing import IO
 
-import pytest
-
-from sequoia.embedded_valkey import EmbeddedValkey
 from sequoia.errors import SequoiaError
 from sequoia.launcher import RoleProcess
 from sequoia.rpc.channel import RpcChannel
@@ -19,19 +14,12 @@ from tests.chaos.load import UNAVAILABLE, Load, Tokens
 from tests.chaos.marks import CHAOS
 from tests.chaos.observation import SETTLE_SECONDS, observe, summary
 from tests.chaos.requests import REQUESTS
-from tests.chaos.system import Processes, hold_plan, start, until_ended
+from tests.chaos.system import LOOKS_ONCE, Processes, hold_plan, start, until_ended
 
 pytestmark = CHAOS
 
 DRAIN_SECONDS = 60.0
 WORKER_GRACE_SECONDS = 10.0
-
-
-@pytest.fixture
-def alone(errors: IO[bytes]) -> Iterator[Processes]:
-    """Processes with a Redis of their own, which nobody starts again."""
-    with EmbeddedValkey() as valkey, Processes(valkey.url, errors) as processes:
-        yield processes
 
 
 def started(processes: Processes, count: int) -> dict[str, list[RoleProcess]]:
@@ -40,7 +28,7 @@ def started(processes: Processes, count: int) -> dict[str, list[RoleProcess]]:
     drafts = [processes.worker("draft_service") for _ in range(count)]
     start(*targets, *drafts)
     addresses = [one.address for one in targets], [one.address for one in drafts]
-    planner = processes.planner(addresses[0][:1], addresses[1][:1])
+    planner = processes.planner(*addresses, *LOOKS_ONCE)
     drain = ["--drain-seconds", str(DRAIN_SECONDS)]
     coordinators = [processes.coordinator(*addresses, *drain) for _ in range(count)]
     start(planner, *coordinators)
