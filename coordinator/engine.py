@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import structlog
 
@@ -14,32 +12,25 @@ from coordinator.admission import Admission
 from coordinator.metrics import CoordinatorMetrics
 from coordinator.participants import Participants
 from coordinator.pool import WorkerPool
-from coordinator.probing import PROBE_TREE, Probing
 from coordinator.prompt import PreparedRequest
-from coordinator.room import Demand
-from coordinator.seat import Seat
-from coordinator.sequence import Sequence
+from coordinator.reception import Reception
 from coordinator.statistics import Statistics
 from coordinator.step import Step, circumstance
 from coordinator.step_ahead import StepAhead
 from coordinator.text import Decode
 from coordinator.tracing import note_completion, traced
-from coordinator.worker_session import SESSION_LOST, TRANSIENT, WorkerSession
+from coordinator.worker_session import SESSION_LOST, TRANSIENT
 from sequoia.errors import SequoiaError
 from sequoia.generation import GenerationChunk
 from sequoia.messages import GrownTree, GrowTree, StepHeader, Verdict, VerifyTree
 from sequoia.observations import StepTimes
 from sequoia.plan_store import PlanStore
-from sequoia.plans import BUILT_IN_PLAN, Plan, pair_name, request_class
-from sequoia.rpc.codec import GROW_TREE, VERIFY_TREE
-from sequoia.rpc.method import MESSAGE_LIMIT_BYTES
+from sequoia.plans import BUILT_IN_PLAN, Plan, pair_name
 from sequoia.settings import DrawRule
-from sequoia.tracing import spans
 from sequoia.tree import Topology, Tree
 
 log = structlog.get_logger(__name__)
 
-FEATURES_LIMIT_BYTES = MESSAGE_LIMIT_BYTES - 2**20  # the rest is for the tokens
 # Of a prompt, in what trees save of a step: a pass reads many at once, and a tree saves part of a pass.
 TOKENS_READ_PER_STEP = 4
 LAST_STEP_SECONDS = 6.0  # for requests that are told to end: after that the server cuts them off
@@ -72,9 +63,8 @@ class Engine:
         self.target = target
         self.plan: Plan = BUILT_IN_PLAN
         self.statistics = Statistics()
-        self._probing = Probing()
         self.admission = admission
-        self._decode = decode
+        self._reception = Reception(draft, target, decode, admission, metrics, lambda: self.plan)
         self._patience_seconds = target_patience_seconds
         self._drain_seconds = drain_seconds
         self._stopping = False
@@ -89,7 +79,7 @@ class Engine:
             NotReadyError: the coordinator was stopped before the request's turn.
             SequoiaError: the target failed for longer than the engine's patience.
         """
-        async with self._admitted(request) as one:
+        async with self._reception.admitted(request) as one:
             if request.echo_prompt_token_ids:
                 yield GenerationChunk(prompt_token_ids=request.prompt_token_ids)
             if one.has_features:
@@ -149,72 +139,6 @@ class Engine:
         self.statistics.record(pair, request_class, acceptance.trials, step, tokens)
         self._metrics.steps.record(request_class, step, acceptance)
 
-    @asynccontextmanager
-    async def _admitted(self, request: PreparedRequest) -> AsyncGenerator[Participants, None]:
-        """Wait for room on the workers; what the request held is freed in the end.
-
-        A request that the draft could never hold goes without it.
-        """
-        sequence = Sequence(request, self._decode)
-        alone = Demand(len(request.prompt_token_ids), request.max_new_tokens, 1)
-        self.target.check(alone)
-        largest = max(PROBE_TREE.node_count, *(len(tree.parents) for tree in self.plan.trees))
-        with_trees = replace(alone, tree_tokens=largest)
-        may_speculate = (
-            self.draft is not None
-            and not request.disable_speculation
-            and self.draft.could_hold(with_trees)
-            and self.target.could_hold(with_trees)
-        )
-        demand = with_trees if may_speculate else alone
-        pools = [self.target, *([self.draft] if self.draft and may_speculate else [])]
-        seats = [Seat(pool, demand, request.prompt_token_ids) for pool in pools]
-        async with self.admission.admitted(seats):
-            sequence.begin()
-            self._metrics.queue_seconds.observe(sequence.queued_seconds)
-            spans.past("queue", sequence.queued_seconds)
-            one = self._participants(sequence, *seats)
-            try:
-                yield one
-            finally:
-                one.close_sessions()
-                self._metrics.had_sessions(one.sessions)
-
-    def _participants(
-        self, sequence: Sequence, target: Seat, draft: Seat | None = None
-    ) -> Participants:
-        request = sequence.request
-        name = request_class(request.settings.sampling.temperature, request.settings.draw_rule)
-        may_speculate = draft is not None
-        may_have = may_speculate and self._features_fit(request)
-        load = target.worker.session_count
-        is_probe = may_speculate and self._probing.begins(self.plan, name, load)
-        # Where no tree is grown they would only cost time; a request can still ask for them later.
-        planned = self.plan.tree_for(name, load)
-        grows_trees = is_probe or (planned is not None and len(planned.parents) > 1)
-        has_features = may_have and grows_trees and _reads_features(self.draft)
-        settings = replace(request.settings, with_features=has_features)
-        session_id = sequence.session_id
-        return Participants(
-            sequence,
-            WorkerSession(draft, GROW_TREE, session_id, settings) if draft else None,
-            WorkerSession(target, VERIFY_TREE, session_id, settings, sequence.prefilled),
-            name,
-            may_speculate,
-            is_probe,
-            may_have,
-            has_features,
-        )
-
-    def _features_fit(self, request: PreparedRequest) -> bool:
-        """Whether one message can open a draft's session even at the end of the request."""
-        size = self.target.info.feature_size if self.target.info else 0
-        tokens = len(request.prompt_token_ids) + request.max_new_tokens
-        if 2 * size * tokens <= FEATURES_LIMIT_BYTES:
-            return True
-        log.info("request too long for its features", tokens=tokens, feature_size=size)
-        return False
-
     async def _step(self, one: Participants) -> Step:
         """A tree, and the target's word on it."""
         plan = self.plan
@@ -241,7 +165,7 @@ class Engine:
         alone = GrownTree(Tree.root_only(sequence.root_token_id))
         if topology.node_count == 1 or not one.draft or not one.draft.is_worth_trying:
             return alone
-        with_features = _reads_features(one.draft.seat.pool)
+        with_features = one.draft.seat.pool.feature_size > 0
         if with_features and not one.has_features and not await self._gain_features(one):
             return alone
 
@@ -306,7 +230,3 @@ class Engine:
             seconds=round(usage.total_seconds, 3),
         )
         return GenerationChunk(completion=completion)
-
-
-def _reads_features(draft: WorkerPool | None) -> bool:
-    return draft is not None and draft.info is not None and draft.info.feature_size > 0

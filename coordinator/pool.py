@@ -57,6 +57,11 @@ class WorkerPool:
         known = sorted(self.workers, key=lambda worker: not worker.is_available)
         return next((worker.info for worker in known if worker.info), None)
 
+    @property
+    def feature_size(self) -> int:
+        """Elements of the features that targets give, or that drafts read; 0: none, or not known yet."""
+        return self.info.feature_size if self.info else 0
+
     def with_passes(self, seconds: float) -> float:
         """A time, and that of a call's passes once one of the workers is known."""
         return self.info.call_seconds(seconds) if self.info else seconds

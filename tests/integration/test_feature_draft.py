@@ -138,7 +138,7 @@ async def test_a_request_too_long_for_its_features_goes_without_the_draft(
     """What one message could not carry is not asked for; the text is the same."""
     async with running_stack(*pair) as stack:
         usual = await stack.generate(GREEDY)
-        monkeypatch.setattr("coordinator.engine.FEATURES_LIMIT_BYTES", 1000)
+        monkeypatch.setattr("coordinator.reception.FEATURES_LIMIT_BYTES", 1000)
         alone = await stack.generate(GREEDY)
     assert alone.token_ids == usual.token_ids
     assert alone.completion.usage.tokens_per_step == 1.0
