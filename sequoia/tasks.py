@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
 
 import structlog
 
@@ -25,7 +26,7 @@ async def keep_going(
         await asyncio.sleep(pause_seconds)
 
 
-async def end_tasks(tasks: Iterable[asyncio.Task[None]]) -> None:
+async def end_tasks(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait until they have ended, however they end.
 
     One cancellation may not do: before Python 3.12 `asyncio.wait_for`, through which redis-py sends
