@@ -43,7 +43,8 @@ def main(
     if redis is None:
         config.fail("--redis (or SEQUOIA_REDIS) is required: the planner publishes there", 2)
     configure_logging("planner", log_level)
-    from planner.service import PlannerService, PlannerSettings
+    from planner.service import PlannerService
+    from planner.settings import PlannerSettings
     from sequoia.security import redis_url, role_credentials
     from sequoia.tracing.opening import opened
 

@@ -14,7 +14,7 @@ from sequoia.observations import StepKind, StepsByCircumstance
 from sequoia.plans import REQUEST_CLASSES, AcceptanceCounts, PlannedTree
 
 PRIOR_WEIGHT = 20.0  # nodes that the prior stands for at each rank
-LEAST_NODES = 300.0  # of a class before its trees are judged
+LEAST_NODES = 300.0  # of a class before its trees are judged; of a plan taken over, seen since then
 LEAST_NODES_TO_END = 100.0  # of a class before it is planned without trees
 LEAST_NODES_TO_RENEW = 1000.0  # of a class before its predictions are renewed
 MOVED = 0.01  # change of a probability that may make another tree the best
@@ -47,9 +47,18 @@ class Deliberation:
         self.calibration = Calibration(measurements)
         self.memories = dict(memories or {name: Memory() for name in REQUEST_CLASSES})
         self._max_levels = max_levels
+        self._has_inherited = False
         self._used: set[Key] = set()  # since the last time that trees were judged
         self._solved: dict[Key, PlannedTree] = {}
         self._solved_for: dict[Key, tuple[Estimate, dict[tuple[Part, Place], float]]] = {}
+
+    def inherit(self) -> None:
+        """The plan in force is that of a planner before this one, which knew what came last.
+
+        All counts of earlier times together say less than it knew: they are of other traffic too. So a
+        class's trees are judged only when enough has been seen to tell whether traffic is like that.
+        """
+        self._has_inherited = True
 
     def observe_counts(self, request_class: str, counts: AcceptanceCounts) -> bool:
         """Take in what was accepted since the last look; says whether traffic has shifted."""
@@ -119,7 +128,11 @@ class Deliberation:
     def _may_judge(self, tree: PlannedTree) -> bool:
         """A first plan stands until there is some evidence on its class, rather than follow it down."""
         memory = self.memories[tree.request_class]
-        return memory.shift_count > 0 or memory.nodes >= LEAST_NODES
+        if memory.shift_count > 0:
+            return True
+        if self._has_inherited and (memory.nodes_seen < LEAST_NODES or memory.has_suspicion):
+            return False
+        return memory.nodes >= LEAST_NODES
 
     def _is_known_wrong(self, tree: PlannedTree, beliefs: Beliefs) -> bool:
         """Whether the plan is wrong about what a tree yields, as far as many nodes say."""

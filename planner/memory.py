@@ -95,6 +95,7 @@ class Memory:
 
     def __init__(self) -> None:
         self.shift_count = 0
+        self.nodes_seen = 0.0  # since the beginning, without those that were recalled
         self._newest, self._short, self._long, self._block = (Tally() for _ in range(4))
         self._suspicions = 0  # looks in a row at which the memories were apart
         self._surprise = FIRST_DISPERSION * FIRST_BLOCKS
@@ -104,6 +105,11 @@ class Memory:
     def nodes(self) -> float:
         """Nodes that the counts which speak stand for."""
         return self._long.nodes
+
+    @property
+    def has_suspicion(self) -> bool:
+        """Whether the memories were apart at the last look, which once may be chance."""
+        return self._suspicions > 0
 
     @property
     def nodes_per_independent(self) -> float:
@@ -136,6 +142,7 @@ class Memory:
         if not trials.any():
             return False
         before = self._long.copy()
+        self.nodes_seen += float(trials[0])
         # A look that saw more nodes than a memory holds is taken whole.
         self._newest.add(trials, accepts, max(NEWEST_NODES, float(trials[0])))
         self._short.add(trials, accepts, max(SHORT_NODES, float(trials[0])))

@@ -39,7 +39,7 @@ async def profile(draft: FoundWorker, target: FoundWorker, scope: Scope) -> Meas
     Raises:
         SequoiaError: a worker was lost, or what it measured is unusable.
     """
-    max_nodes = _largest_tree(draft.info, target.info, scope.max_nodes)
+    max_nodes = tree_limit(draft.info, target.info, scope.max_nodes)
     context = min(draft.info.context_length, target.info.context_length)
     prefix = max(1, min(PREFIX_LENGTH, context - max_nodes))
     widest = max(1, max_nodes // 2)
@@ -81,6 +81,14 @@ def _passes(draft_row: Mapping[int, float], target_row: Mapping[int, float]) -> 
         raise WorkerUnavailableError(f"unusable measurements: {error}") from error
 
 
+def tree_limit(draft: WorkerInfo, target: WorkerInfo, max_nodes: int) -> int:
+    """The largest tree that both workers take, root included, within a limit."""
+    limits = (
+        limit for info in (draft, target) for limit in (info.node_limit, info.context_length - 1)
+    )
+    return max(1, min(max_nodes, *limits))
+
+
 async def _overhead(
     draft: FoundWorker,
     target: FoundWorker,
@@ -95,14 +103,6 @@ async def _overhead(
         for shape in (ROOT_ONLY, tree)
     ]
     return Overhead(*(max(ms, 0.0) for ms in beside))
-
-
-def _largest_tree(draft: WorkerInfo, target: WorkerInfo, max_nodes: int) -> int:
-    """The largest tree that both workers take, root included."""
-    limits = (
-        limit for info in (draft, target) for limit in (info.node_limit, info.context_length - 1)
-    )
-    return max(1, min(max_nodes, *limits))
 
 
 async def _row(

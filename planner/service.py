@@ -1,26 +1,26 @@
-"""PlannerService, and the loop behind it: look, measure, estimate, solve, publish."""
+"""PlannerService, and the loop behind it: look, measure or recall, estimate, solve, publish."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-import grpc
 import structlog
 from redis.exceptions import RedisError
 
 from planner.accuracy import Accuracy
 from planner.deliberation import Deliberation
 from planner.found_worker import Finder, FoundWorker
-from planner.measurements import Measurements, Times
 from planner.metrics import FAILED, WAITED, PlannerMetrics
 from planner.observer import Observer
-from planner.profiler import profile
+from planner.profiles import Profiles
 from planner.reporting import report
 from planner.scope import scope_for
+from planner.settings import PlannerSettings
+from planner.succession import can_go_on
+from planner.wording import summary
 from sequoia.errors import NotReadyError, SequoiaError
+from sequoia.measurement_store import workers_name
 from sequoia.plan_store import PlanStore
 from sequoia.planner_report import Report
 from sequoia.plans import Plan, PlanError, PlannedTree, pair_name
@@ -33,20 +33,6 @@ log = structlog.get_logger(__name__)
 WAIT_SECONDS = 0.5  # between looks as long as there is no plan
 
 
-@dataclass(frozen=True, slots=True)
-class PlannerSettings:
-    """Whom a planner plans for, and within which limits."""
-
-    target_addresses: Sequence[str]  # HOST:PORT of each; one of them is measured
-    draft_addresses: Sequence[str]
-    redis_url: str = field(repr=False)  # may hold a password
-    max_nodes: int | None = None  # None: by the target's placement
-    max_levels: int | None = None
-    max_batch_size: int | None = None
-    replan_seconds: float = 1.0
-    credentials: grpc.ChannelCredentials | None = None  # to show to the workers
-
-
 class PlannerService:
     """Keeps a plan in Redis that fits the workers and what was accepted so far."""
 
@@ -56,7 +42,8 @@ class PlannerService:
         self._drafts = Finder(settings.draft_addresses, settings.credentials)
         self._targets = Finder(settings.target_addresses, settings.credentials)
         self._store = PlanStore(settings.redis_url)
-        self._instances = ""  # of the workers that were measured
+        self._profiles = Profiles(self._store.measurements)
+        self._workers = ""  # whose measurements are in use
         self._observer: Observer | None = None
         self._deliberation: Deliberation | None = None
         self._planned_by: Deliberation | None = None  # the plan in force
@@ -71,7 +58,7 @@ class PlannerService:
         server.add_unary(GET_REPORT, self._get_report)
 
     async def get_ready(self) -> None:
-        """Begin to look after the plan; return when the first one is published."""
+        """Begin to look after the plan; return when one is in force."""
         self._looking = asyncio.create_task(self._look_for_ever())
         await self._has_plan.wait()
 
@@ -102,7 +89,7 @@ class PlannerService:
         try:
             async with self._lock:
                 draft, target = await self._drafts.find(), await self._targets.find()
-                observer, deliberation = await self._measure(draft, target)
+                observer, deliberation = await self._begin(draft, target, may_recall=False)
                 await observer.look(deliberation, None)
                 trees = await asyncio.to_thread(deliberation.plan)
                 return await self._publish(trees, observer, deliberation, "asked for")
@@ -137,40 +124,54 @@ class PlannerService:
         """
         async with self._lock:
             draft, target = await self._drafts.find(), await self._targets.find()
-            if not self._observer or not self._deliberation or self._are_new(draft, target):
-                observer, deliberation = await self._measure(draft, target)
-            else:
-                observer, deliberation = self._observer, self._deliberation
+            observer, deliberation = self._observer, self._deliberation
+            workers = workers_name(draft.info, target.info)
+            if not observer or not deliberation or self._workers != workers:
+                observer, deliberation = await self._begin(draft, target, may_recall=True)
             # Steps from before the last measurement say nothing of what was measured.
             is_of_these = self._planned_by is deliberation
             await observer.look(deliberation, self.plan if is_of_these else None)
-            if self.plan is None or self._planned_by is not deliberation:
+            if self.plan is None or not is_of_these:
                 trees = await asyncio.to_thread(deliberation.plan)
-                cause = "measured anew" if self.plan else "first plan"
+                again = "recalled" if self._profiles.were_recalled else "measured anew"
+                cause = again if self.plan else "first plan"
                 await self._publish(trees, observer, deliberation, cause)
             elif revision := await asyncio.to_thread(deliberation.revision, self.plan.trees):
                 await self._publish(revision.trees, observer, deliberation, revision.cause)
             elif cause := await self._loss():
                 await self._publish(self.plan.trees, observer, deliberation, cause)
+            # Only now, so that a plan which is found beside measurements is of the same workers.
+            await self._profiles.keep()
 
-    def _are_new(self, draft: FoundWorker, target: FoundWorker) -> bool:
-        return self._instances != _instances(draft, target)
-
-    async def _measure(
-        self, draft: FoundWorker, target: FoundWorker
+    async def _begin(
+        self, draft: FoundWorker, target: FoundWorker, may_recall: bool
     ) -> tuple[Observer, Deliberation]:
-        """Measure the workers, and think about them afresh; counts of the same models are kept."""
-        log.info("measuring", draft=draft.info.model, target=target.info.model)
+        """Think about these workers afresh, by what is measured or was; counts of the same models are kept.
+
+        A planner that has just begun goes on from the plan that stands, where that fits what it recalls.
+        """
         limits = self.settings
         scope = scope_for(target.info, limits.max_nodes, limits.max_levels, limits.max_batch_size)
-        measurements = await profile(draft, target, scope)
+        recalled = await self._profiles.recall(draft, target, scope) if may_recall else None
+        standing = await self._standing() if recalled and not self.plan else None
+        measurements = recalled or await self._profiles.measure(draft, target, scope)
         pair = pair_name(draft.info, target.info)
         if self._observer is None or self._observer.pair != pair:
             self._observer = Observer(self._store, pair)
-        self._deliberation = Deliberation(measurements, scope.max_levels, self._observer.memories)
-        self._instances = _instances(draft, target)
-        _log_measurements(measurements)
-        return self._observer, self._deliberation
+        deliberation = Deliberation(measurements, scope.max_levels, self._observer.memories)
+        self._deliberation, self._workers = deliberation, workers_name(draft.info, target.info)
+        if standing and can_go_on(standing, measurements, scope.max_levels):
+            deliberation.inherit()
+            self._put_in_force(standing, self._observer, deliberation)
+            log.info("plan taken over", version=standing.version, trees=summary(standing))
+        return self._observer, deliberation
+
+    async def _standing(self) -> Plan | None:
+        try:
+            return await self._store.read()
+        except PlanError as error:
+            log.warning("plan refused", error=str(error))
+            return None
 
     async def _loss(self) -> str:
         """Why what Redis holds must be replaced; empty while it holds the plan in force."""
@@ -179,9 +180,9 @@ class PlannerService:
         except PlanError as error:
             log.warning("plan refused", error=str(error))
             return "plan overwritten"
-        if stored is None:
-            return "plan lost"
-        return "" if stored == self.plan else "plan overwritten"
+        if stored == self.plan:
+            return ""
+        return "plan overwritten" if stored else "plan lost"
 
     async def _publish(
         self,
@@ -191,46 +192,12 @@ class PlannerService:
         cause: str,
     ) -> Plan:
         plan = await self._store.publish(trees, after=self.plan.version if self.plan else 0)
+        self._put_in_force(plan, observer, deliberation)
+        self._metrics.plans.labels(cause).inc()
+        log.info("plan published", version=plan.version, cause=cause, trees=summary(plan))
+        return plan
+
+    def _put_in_force(self, plan: Plan, observer: Observer, deliberation: Deliberation) -> None:
         self.plan, self._planned_by, self._accuracy = plan, deliberation, observer.accuracy
         self._accuracy.begin(plan.trees)
         self._has_plan.set()
-        self._metrics.plans.labels(cause).inc()
-        log.info("plan published", version=plan.version, cause=cause, trees=_summary(plan))
-        return plan
-
-
-def _instances(draft: FoundWorker, target: FoundWorker) -> str:
-    return f"{draft.info.instance_id} {target.info.instance_id}"
-
-
-def _log_measurements(measurements: Measurements) -> None:
-    log.info(
-        "measured",
-        target_ms=_table(measurements.target_ms),
-        draft_ms=_table(measurements.draft_ms),
-        overheads_ms={
-            f"{batch} {'sampled' if samples else 'greedy'}": (
-                round(overhead.plain_ms, 2),
-                round(overhead.tree_ms, 2),
-            )
-            for (batch, samples), overhead in measurements.overheads.items()
-        },
-    )
-
-
-def _table(times: Times) -> dict[int, dict[int, float]]:
-    """Milliseconds by batch size and number of nodes, for the log."""
-    table: dict[int, dict[int, float]] = {}
-    for (batch, nodes), ms in times.items():
-        table.setdefault(batch, {})[nodes] = round(ms, 3)
-    return table
-
-
-def _summary(plan: Plan) -> dict[str, dict[int, str]]:
-    """Every tree of a plan in a few words, by request class and batch size, for the log."""
-    summary: dict[str, dict[int, str]] = {}
-    for tree in plan.trees:
-        shape = f"{tree.topology.node_count} nodes, {tree.topology.level_count} levels"
-        words = f"{shape}, {tree.expected_tokens_per_step:.2f} tokens"
-        summary.setdefault(tree.request_class, {})[tree.batch_size] = words
-    return summary

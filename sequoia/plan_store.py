@@ -1,8 +1,9 @@
 """Plans and statistics in Redis.
 
-Redis holds three things, none irreplaceable: the last plan (`sequoia:plan`, announced on the channel
+Redis holds four things, none irreplaceable: the last plan (`sequoia:plan`, announced on the channel
 of the same name), the counts from which the planner estimates acceptance (`sequoia:acceptance:PAIR:CLASS`,
-a hash of `trials:RANK` and `accepts:RANK`), and sums over steps (`sequoia.step_store`).
+a hash of `trials:RANK` and `accepts:RANK`), sums over steps (`sequoia.step_store`), and what was measured
+on the workers (`sequoia.measurement_store`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import redis.asyncio as redis
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
+from sequoia.measurement_store import MeasurementStore
 from sequoia.observations import Circumstance, StepsByCircumstance, StepSums
 from sequoia.plans import RANK_LIMIT, AcceptanceCounts, Plan, PlanError, PlannedTree
 from sequoia.step_store import add_steps, execute, read_steps, text_of
@@ -40,6 +42,7 @@ class PlanStore:
         self._redis = redis.Redis.from_url(
             url, socket_timeout=5.0, socket_connect_timeout=2.0, decode_responses=False
         )
+        self.measurements = MeasurementStore(self._redis)
 
     async def close(self) -> None:
         """End the connections."""

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import grpc
 
-from planner.service import PlannerService, PlannerSettings
+from planner.service import PlannerService
+from planner.settings import PlannerSettings
 from sequoia.generation import GenerationRequest
 from sequoia.rpc.codec import PROFILE
 from sequoia.rpc.generation_codec import GENERATE

@@ -14,7 +14,8 @@ import pytest
 import pytest_asyncio
 
 from coordinator.clients import Clients
-from planner.service import PlannerService, PlannerSettings
+from planner.service import PlannerService
+from planner.settings import PlannerSettings
 from sequoia.embedded_valkey import EmbeddedValkey
 from sequoia.errors import Reason
 from sequoia.generation import GenerationRequest

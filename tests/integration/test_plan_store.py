@@ -275,8 +275,42 @@ async def test_garbage_holds_nothing_up(store: PlanStore, by_hand: redis.Redis) 
 async def test_what_is_stored_is_forgotten_in_the_end(
     store: PlanStore, by_hand: redis.Redis
 ) -> None:
-    """Sums of an old plan, and counts of models that nobody uses."""
+    """Sums of an old plan, counts of models that nobody uses, measurements of workers that are gone."""
     await store.add_steps("pair", 7, {PLANNED: steps(3)})
     await store.add_counts("pair", {"greedy": counts((10, 6))})
-    for key, longest in ((STEPS_KEY, 3600), ("sequoia:acceptance:pair:greedy", 31 * 86400)):
+    await store.measurements.write("workers", "text")
+    for key, longest in (
+        (STEPS_KEY, 3600),
+        ("sequoia:acceptance:pair:greedy", 31 * 86400),
+        (MEASUREMENTS_KEY, 86400),
+    ):
         assert 0 < int(str(by_hand.ttl(key))) <= longest
+
+
+MEASUREMENTS_KEY = "sequoia:measurements:workers"
+
+
+async def test_measurements_are_kept_as_long_as_they_are_renewed(
+    store: PlanStore, by_hand: redis.Redis
+) -> None:
+    """They read back; to renew them puts their end off, and tells when they are gone."""
+    assert await store.measurements.read("workers", 9) == b""
+    assert not await store.measurements.renew("workers")
+    await store.measurements.write("workers", "text")
+    by_hand.expire(MEASUREMENTS_KEY, 5)
+    assert await store.measurements.renew("workers")
+    assert int(str(by_hand.ttl(MEASUREMENTS_KEY))) > 5
+    assert await store.measurements.read("workers", 9) == b"text"
+    assert await store.measurements.read("workers", 2) == b"te"
+    assert await store.measurements.read("others", 9) == b""
+
+
+async def test_measurements_of_another_type_are_none(
+    store: PlanStore, by_hand: redis.Redis
+) -> None:
+    """A list is refused, and a text takes its place."""
+    by_hand.rpush(MEASUREMENTS_KEY, "a", "b")
+    with pytest.raises(ValueError, match="measurements: WRONGTYPE"):
+        await store.measurements.read("workers", 9)
+    await store.measurements.write("workers", "text")
+    assert await store.measurements.read("workers", 9) == b"text"

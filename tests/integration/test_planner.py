@@ -22,7 +22,8 @@ from structlog.testing import capture_logs
 from planner import service as planner_service
 from planner.estimator import PRIOR
 from planner.scope import Scope
-from planner.service import PlannerService, PlannerSettings
+from planner.service import PlannerService
+from planner.settings import PlannerSettings
 from sequoia import embedded_valkey
 from sequoia.embedded_valkey import EmbeddedValkey
 from sequoia.errors import Reason, SequoiaError

@@ -128,6 +128,35 @@ def test_a_revised_plan_stands(mind: Deliberation) -> None:
         assert mind.revision(revised) is None
 
 
+def test_a_plan_taken_over_is_judged_by_what_is_seen_since(mind: Deliberation) -> None:
+    """Earlier times alone, of which the planner before knew more, do not change it; they do count."""
+    trees = mind.plan()
+    mind.inherit()
+    mind.memories["greedy"].recall(counts(NONE, 4000))
+    saw_steps(mind, trees, "greedy", 1)
+    assert mind.revision(trees) is None
+    mind.observe_counts("greedy", counts(NONE, 350))
+    saw_steps(mind, trees, "greedy", 1)
+    revision = mind.revision(trees)
+    assert revision
+    assert parents(revision.trees, "greedy", 1) == (-1,)
+
+
+def test_a_plan_taken_over_is_not_judged_by_traffic_of_other_times(mind: Deliberation) -> None:
+    """What is counted in Redis never fades, so that it may be unlike what the plan was made for."""
+    mind.observe_counts("greedy", counts(MUCH, 3000))
+    trees = mind.plan()
+    heir = Deliberation(MEASUREMENTS, max_levels=6)
+    heir.memories["greedy"].recall(counts(NONE, 4000))
+    heir.inherit()
+    for _ in range(10):
+        heir.observe_counts("greedy", counts(MUCH, 400))
+        saw_steps(heir, trees, "greedy", 1)
+        revision = heir.revision(trees)
+        assert revision is None or parents(revision.trees, "greedy", 1) != (-1,)
+    assert heir.memories["greedy"].shift_count == 1
+
+
 @pytest.mark.parametrize(("factor", "is_due"), [(1.5, True), (0.6, True), (1.1, False)])
 def test_a_plan_that_is_far_off_is_predicted_anew(
     mind: Deliberation, factor: float, is_due: bool

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from coordinator.service import CoordinatorSettings
-from planner.service import PlannerSettings
+from planner.settings import PlannerSettings
 from sequoia.launcher import LaunchOptions
 from sequoia.redis_url import RedisUrlError, check_redis_url, with_password
 from sequoia.secret_file import LIMIT_BYTES, SecretFileError, read_secret
