@@ -60,11 +60,13 @@ class PlannerMetrics(Instruments):
 
 def _of_plan(report: Report) -> Iterable[Metric]:
     yield GaugeMetricFamily(
-        "sequoia_planner_plan_version", "The plan that it published last.", report.plan.version
+        "sequoia_planner_plan_version",
+        "The plan that it published last, or took over.",
+        report.plan.version,
     )
     yield GaugeMetricFamily(
         "sequoia_planner_plan_created_timestamp_seconds",
-        "When that was, since the epoch.",
+        "When that was made, since the epoch.",
         report.plan.created_at,
     )
     labels = ("request_class", "batch_size")

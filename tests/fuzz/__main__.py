@@ -17,11 +17,18 @@ import torch
 from sequoia.embedded_valkey import EmbeddedValkey
 from tests.fuzz.calling import call_all
 from tests.fuzz.decoding import read_client_files, read_messages, read_plans
+from tests.fuzz.remembering import read_memories
 from tests.fuzz.storing import store_garbage
 from tests.fuzz.tally import SHOWN_FAILURES, Tally, open_file_count, resident_mib
 from tests.tiny import byte_pair
 
-SHARES = {"messages": 0.7, "plans": 0.12, "clients": 0.03, "redis": 0.05}  # the rest are calls
+SHARES = {
+    "messages": 0.7,
+    "plans": 0.09,
+    "memories": 0.03,
+    "clients": 0.03,
+    "redis": 0.05,
+}  # the rest are calls
 GROWTH_LIMIT_MIB = 64.0
 WARM_UP_SHARE = 0.02
 
@@ -32,6 +39,7 @@ def run_all(count: int, seed: int, folders: tuple[Path, Path], redis_url: str) -
     return [
         read_messages(counts["messages"], seed),
         read_plans(counts["plans"], seed),
+        read_memories(counts["memories"], seed),
         read_client_files(counts["clients"], seed),
         asyncio.run(store_garbage(redis_url, counts["redis"], seed)),
         asyncio.run(call_all(folders, redis_url, count - sum(counts.values()), seed)),

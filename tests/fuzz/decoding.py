@@ -26,7 +26,7 @@ def read_messages(count: int, seed: int) -> Tally:
         readers.append((f"{method.name} reply", method.decode_reply, replies))
     for number in range(count):
         label, read, inputs = readers[number % len(readers)]
-        _read_one(tally, label, read, next(inputs), SequoiaError)
+        read_one(tally, label, read, next(inputs), SequoiaError)
     return tally
 
 
@@ -35,7 +35,7 @@ def read_plans(count: int, seed: int) -> Tally:
     tally = Tally("plans")
     inputs = plans(random.Random(seed))
     for _ in range(count):
-        _read_one(tally, "plan", _read_plan, next(inputs), PlanError)
+        read_one(tally, "plan", _read_plan, next(inputs), PlanError)
     return tally
 
 
@@ -44,7 +44,7 @@ def read_client_files(count: int, seed: int) -> Tally:
     tally = Tally("clients")
     inputs = client_files(random.Random(seed))
     for _ in range(count):
-        _read_one(tally, "file", parse_clients, next(inputs), ClientsError)
+        read_one(tally, "file", parse_clients, next(inputs), ClientsError)
     return tally
 
 
@@ -56,13 +56,14 @@ def _read_plan(data: bytes) -> None:
         plan.tree_for(tree.request_class, 1)
 
 
-def _read_one(
+def read_one(
     tally: Tally,
     label: str,
     read: Callable[[bytes], object],
     data: bytes,
     refusal: type[Exception],
 ) -> None:
+    """Read one input; anything but a refusal breaks something."""
     with tally.on_processor(label, data):
         try:
             read(data)

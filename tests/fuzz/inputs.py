@@ -186,9 +186,9 @@ def _altered(kind: type[Message], data: bytes, generator: random.Random) -> byte
     return message.SerializeToString()
 
 
-def plans(generator: random.Random) -> Iterator[bytes]:
+def plans(generator: random.Random, sample: Plan = PLAN) -> Iterator[bytes]:
     """What may lie in Redis where a plan should."""
-    text = PLAN.to_json().encode()
+    text = sample.to_json().encode()
     values: tuple[Any, ...] = (
         None,
         True,

@@ -1,4 +1,4 @@
-"""Garbage in a real Valkey, where plans, counts and announcements should be."""
+"""Garbage in a real Valkey, where plans, counts, measurements and announcements should be."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import redis.asyncio as redis
 
 from planner.accuracy import Accuracy
 from planner.calibration import Calibration
-from planner.measurements import Measurements, Overhead
+from planner.measurements_codec import BYTES_LIMIT, MeasurementsError
 from sequoia.observations import SUM_NAMES, StepsByCircumstance
 from sequoia.plan_store import PLAN_CHANNEL, PLAN_KEY, VERSION_KEY, PlanStore
 from sequoia.plans import PlanError
 from sequoia.tasks import end_tasks
 from tests.fuzz.inputs import PLAN, plans
 from tests.fuzz.mutation import CHUNKS, damaged
+from tests.fuzz.remembering import MEASUREMENTS, measurements, think_of_measurements
 from tests.fuzz.tally import Tally
 
 PAIR = "pair"
@@ -31,12 +32,8 @@ CIRCUMSTANCES = (
     "x:1:planned",
     "greedy:-1:cut",
 )
-MEASUREMENTS = Measurements(
-    {(1, nodes): 30.0 + nodes for nodes in (1, 2, 4, 8)},
-    {(1, width): 2.0 for width in (1, 2, 4)},
-    {(1, samples): Overhead(1.0, 2.0) for samples in (False, True)},
-    max_nodes=8,
-)
+WORKERS = "workers"
+MEASUREMENTS_KEY = f"sequoia:measurements:{WORKERS}"
 NUMBERS = (b"0", b"7", b"-3", b"1e9", b"9" * 18, b"9" * 30, b"x", b"", "٣".encode(), b"\xff", b" 1")
 RECOVERY_SECONDS = 60.0
 
@@ -55,7 +52,7 @@ async def store_garbage(url: str, count: int, seed: int) -> Tally:
             try:
                 with tally.on_processor("value", data):
                     await _store_one(number, data, store, by_hand, generator)
-            except PlanError:
+            except (PlanError, MeasurementsError):
                 tally.outcomes["refused"] += 1
             except Exception as error:
                 tally.outcomes["broken"] += 1
@@ -79,7 +76,7 @@ async def store_garbage(url: str, count: int, seed: int) -> Tally:
 async def _store_one(
     number: int, data: bytes, store: PlanStore, by_hand: redis.Redis, generator: random.Random
 ) -> None:
-    match number % 5:
+    match number % 6:
         case 0:
             await by_hand.set(PLAN_KEY, data)
             await by_hand.publish(PLAN_CHANNEL, damaged(data[:50], CHUNKS, generator))
@@ -109,6 +106,11 @@ async def _store_one(
             }
             await by_hand.hset(STEPS_KEY, mapping={**sums, data[:50]: b"1"})
             _think_of(await store.read_steps(PAIR, PLAN.version))
+        case 4:
+            await by_hand.delete(MEASUREMENTS_KEY)
+            await by_hand.set(MEASUREMENTS_KEY, next(measurements(generator)))
+            stored = await store.measurements.read(WORKERS, BYTES_LIMIT + 1)
+            think_of_measurements(stored.encode() if isinstance(stored, str) else stored)
         case _:
             await by_hand.delete(PLAN_KEY)
             await by_hand.set(VERSION_KEY, generator.choice(NUMBERS))

@@ -11,6 +11,7 @@ from sequoia.embedded_valkey import EmbeddedValkey
 from tests.fuzz.calling import call_all
 from tests.fuzz.decoding import read_client_files, read_messages, read_plans
 from tests.fuzz.inputs import described_methods, rpcs
+from tests.fuzz.remembering import read_memories
 from tests.fuzz.storing import store_garbage
 from tests.fuzz.tally import Tally
 from tests.tiny import byte_pair
@@ -52,6 +53,13 @@ def test_plans_are_read_or_refused() -> None:
     """Likewise."""
     tally = read_plans(1500, SEED)
     assert_sound(tally, 1500)
+    assert tally.slowest_seconds < SECONDS, tally.line()
+
+
+def test_what_a_planner_left_is_read_or_refused() -> None:
+    """Measurements and the plan that stands: likewise, and what is taken can be thought about."""
+    tally = read_memories(300, SEED)
+    assert_sound(tally, 300)
     assert tally.slowest_seconds < SECONDS, tally.line()
 
 
