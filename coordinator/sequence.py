@@ -79,7 +79,7 @@ class Sequence:
         Raises:
             IncompatibleModelsError: it was another one that said the text so far.
         """
-        reader = f"{prefilled.model} in {prefilled.dtype}"
+        reader = f"model {prefilled.model_sha256[:16]} in {prefilled.dtype}"
         if self._reader not in ("", reader):
             raise IncompatibleModelsError(
                 f"the target was replaced in the middle of a text: {self._reader} began it, and "

@@ -59,7 +59,14 @@ def main(
 
     def load(device_thread: DeviceThread) -> Grower:
         parts = load_draft_worker(draft, target, dtype, device)
-        return Grower(parts.name, parts.model, parts.tokenizer_sha256, limits, device_thread)
+        return Grower(
+            parts.name,
+            parts.model,
+            parts.tokenizer_sha256,
+            limits,
+            device_thread,
+            model_sha256=parts.model_sha256,
+        )
 
     run(
         serve_worker(

@@ -46,7 +46,7 @@ class Prefilled:
 
     device_seconds: float
     features: Features | None = None  # of all tokens but the last, where asked for
-    model: str = ""  # that has read the tokens
+    model_sha256: str = ""  # of the model that has read the tokens
     dtype: str = ""
 
 
@@ -157,6 +157,7 @@ class WorkerInfo:
     kv_bytes_per_token: int = 0  # of all layers; 0: not known
     placement: str = "on-chip"  # or offload
     pass_seconds: float = 0.0  # of a pass over a few tokens
+    model_sha256: str = ""
 
     def call_seconds(self, least: float, passes: int = 1) -> float:
         """The time to give to a call that takes so many passes: `least` seconds, and those of passes."""

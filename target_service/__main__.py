@@ -85,7 +85,14 @@ def main(
             pass_tokens=parts.pass_tokens,
             prefix_cache=prefix_cache,
         )
-        return Verifier(parts.name, parts.model, parts.tokenizer_sha256, limits, device_thread)
+        return Verifier(
+            parts.name,
+            parts.model,
+            parts.tokenizer_sha256,
+            limits,
+            device_thread,
+            model_sha256=parts.model_sha256,
+        )
 
     run(
         serve_worker(

@@ -77,7 +77,13 @@ class TargetRole:
 
     async def start(self) -> None:
         parts = load_target_worker(str(self.folder), "float32", "cpu", self.placement)
-        self.worker = Verifier(parts.name, parts.model, parts.tokenizer_sha256, self.limits)
+        self.worker = Verifier(
+            parts.name,
+            parts.model,
+            parts.tokenizer_sha256,
+            self.limits,
+            model_sha256=parts.model_sha256,
+        )
         self.server = RpcServer(self.make_credentials().server)
         service: WorkerService[VerifyTree, Verdict] = WorkerService(self.server, VERIFY_TREE)
         service.set_worker(self.worker)
@@ -108,7 +114,13 @@ class DraftRole(TargetRole):
 
     async def start(self) -> None:
         parts = load_draft_worker(str(self.folder), str(self.target), "float32", "cpu")
-        self.worker = Grower(parts.name, parts.model, parts.tokenizer_sha256, self.limits)  # type: ignore[assignment]
+        self.worker = Grower(  # type: ignore[assignment]
+            parts.name,
+            parts.model,
+            parts.tokenizer_sha256,
+            self.limits,
+            model_sha256=parts.model_sha256,
+        )
         self.server = RpcServer(self.make_credentials().server)
         service: WorkerService[GrowTree, GrownTree] = WorkerService(self.server, GROW_TREE)
         service.set_worker(self.worker)  # type: ignore[arg-type]

@@ -218,7 +218,7 @@ def _encode_prefilled(prefilled: m.Prefilled) -> bytes:
     return worker_pb2.PrefillResponse(
         device_time=encode_seconds(prefilled.device_seconds),
         features=_encode_features(prefilled.features),
-        model=prefilled.model,
+        model_sha256=prefilled.model_sha256,
         dtype=prefilled.dtype,
     ).SerializeToString()
 
@@ -226,7 +226,7 @@ def _encode_prefilled(prefilled: m.Prefilled) -> bytes:
 def _decode_prefilled(data: bytes) -> m.Prefilled:
     message = parse(worker_pb2.PrefillResponse, data)
     seconds, features = decode_seconds(message.device_time), _decode_features(message)
-    return m.Prefilled(seconds, features, message.model, message.dtype)
+    return m.Prefilled(seconds, features, message.model_sha256, message.dtype)
 
 
 def _encode_grow(request: m.GrowTree) -> bytes:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 import torch
 
 from sequoia.runtime.catalogue import ModelError, default_draft, resolve
+from sequoia.runtime.fingerprint import model_sha256
 from sequoia.runtime.forward import TreeModel
 from sequoia.runtime.loading import (
     BorrowedDraft,
@@ -35,6 +37,7 @@ class LoadedModel:
     name: str
     model: TreeModel
     tokenizer_sha256: str
+    model_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ def load_target_worker(
     """
     started = time.perf_counter()
     folder = resolve(target)
-    fingerprint = tokenizer_sha256(load_tokenizer(folder))
+    fingerprints = tokenizer_sha256(load_tokenizer(folder)), _model_sha256(folder)
     device_ = choose_device(device)
     options = placement or PlacementOptions()
     if ranks is not None:
@@ -67,11 +70,11 @@ def load_target_worker(
         _check(target, model, started)
         model.lead.is_serving = True
         limit = options.kv_cache_limit_bytes or KV_CACHE_BYTES
-        return LoadedTarget(target, model, fingerprint, limit, None)
+        return LoadedTarget(target, model, *fingerprints, limit, None)
     placed = place_target(folder, choose_dtype(dtype, device_), device_, options)
     _check(target, placed.model, started)
     limits = placed.kv_cache_limit_bytes, placed.pass_tokens
-    return LoadedTarget(target, placed.model, fingerprint, *limits)
+    return LoadedTarget(target, placed.model, *fingerprints, *limits)
 
 
 def load_draft_worker(draft: str | None, target: str, dtype: str, device: str) -> LoadedModel:
@@ -88,10 +91,18 @@ def load_draft_worker(draft: str | None, target: str, dtype: str, device: str) -
     borrows = BorrowedDraft.read(folder) is not None
     target_folder = resolve(target) if borrows else None
     place = choose_device(device)
+    fingerprint = _model_sha256(folder, *([target_folder] if target_folder else []))
     model = load_draft(folder, target_folder, choose_dtype(dtype, place), place)
-    fingerprint = tokenizer_sha256(load_tokenizer(target_folder or folder))
+    tokenizer = load_tokenizer(target_folder or folder)
     _check(reference, model, started)
-    return LoadedModel(reference, model, fingerprint)
+    return LoadedModel(reference, model, tokenizer_sha256(tokenizer), fingerprint)
+
+
+def _model_sha256(folder: Path, *lenders: Path) -> str:
+    try:
+        return model_sha256(folder, *lenders)
+    except OSError as error:
+        raise ModelError(f"{folder}: {error}") from error
 
 
 def _check(name: str, model: TreeModel, started: float) -> None:

@@ -97,10 +97,12 @@ class ModelWorker(ABC, Generic[Request, Reply]):
         limits: WorkerLimits,
         device: DeviceThread | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        model_sha256: str = "",
     ) -> None:
         self.name = name
         self.model = model
         self.tokenizer_sha256 = tokenizer_sha256
+        self.model_sha256 = model_sha256
         self.limits = limits
         self.instance_id = uuid.uuid4().hex
         self.metrics = WorkerMetrics(self.role)
@@ -155,6 +157,7 @@ class ModelWorker(ABC, Generic[Request, Reply]):
             kv_bytes_per_token=self._kv_bytes_per_token,
             placement=self.model.placement,
             pass_seconds=self.model.pass_seconds,
+            model_sha256=self.model_sha256,
         )
 
     @property
@@ -177,7 +180,7 @@ class ModelWorker(ABC, Generic[Request, Reply]):
         """
         self.check_prefill(request)
         prefilled = await self._prefiller.prefill(request)
-        return replace(prefilled, model=self.name, dtype=self._dtype)
+        return replace(prefilled, model_sha256=self.model_sha256, dtype=self._dtype)
 
     def check_prefill(self, request: Prefill) -> None:
         """Raise a `SequoiaError` for a prefill that no session could be opened with."""

@@ -27,15 +27,15 @@ from sequoia.v1 import array_pb2 as sequoia_dot_v1_dot_array__pb2
 from sequoia.v1 import sampling_pb2 as sequoia_dot_v1_dot_sampling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sequoia/v1/worker.proto\x12\nsequoia.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16sequoia/v1/array.proto\x1a\x19sequoia/v1/sampling.proto\"1\n\x04Tree\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x16\n\x0eparent_indices\x18\x02 \x03(\x05\"\xf2\x01\n\x0fSessionSettings\x12.\n\x08sampling\x18\x01 \x01(\x0b\x32\x1c.sequoia.v1.SamplingSettings\x12\'\n\tdraw_rule\x18\x02 \x01(\x0e\x32\x14.sequoia.v1.DrawRule\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x1a\n\x12prompt_token_count\x18\x04 \x01(\r\x12\x1a\n\rlogprob_count\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x17\n\x0fvocabulary_size\x18\x06 \x01(\r\x12\x15\n\rwith_features\x18\x07 \x01(\x08\x42\x10\n\x0e_logprob_count\"\x9e\x01\n\x0ePrefillRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x11\n\tnext_step\x18\x03 \x01(\x04\x12-\n\x08settings\x18\x04 \x01(\x0b\x32\x1b.sequoia.v1.SessionSettings\x12#\n\x08\x66\x65\x61tures\x18\x05 \x01(\x0b\x32\x11.sequoia.v1.Array\"\x84\x01\n\x0fPrefillResponse\x12.\n\x0b\x64\x65vice_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12#\n\x08\x66\x65\x61tures\x18\x02 \x01(\x0b\x32\x11.sequoia.v1.Array\x12\r\n\x05model\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\"b\n\nStepHeader\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x13\n\x0b\x62\x61se_length\x18\x03 \x01(\r\x12\x1d\n\x15\x61\x63\x63\x65pted_node_indices\x18\x04 \x03(\r\")\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x16\n\x14\x43loseSessionResponse\"\x10\n\x0eGetInfoRequest\"\x8a\x03\n\x0fGetInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x18\n\x10tokenizer_sha256\x18\x02 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x15\n\rsession_limit\x18\x07 \x01(\r\x12\x1c\n\x14kv_cache_limit_bytes\x18\x08 \x01(\x04\x12\x15\n\rsession_count\x18\t \x01(\r\x12\x16\n\x0ekv_cache_bytes\x18\n \x01(\x04\x12\x12\n\nnode_limit\x18\x0b \x01(\r\x12\x13\n\x0binstance_id\x18\x0c \x01(\t\x12\x14\n\x0c\x66\x65\x61ture_size\x18\r \x01(\r\x12\x1a\n\x12kv_bytes_per_token\x18\x0e \x01(\x03\x12\x11\n\tplacement\x18\x0f \x01(\t\x12,\n\tpass_time\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\"l\n\x0eProfileRequest\x12\x13\n\x0bnode_counts\x18\x01 \x03(\r\x12\x13\n\x0b\x62\x61tch_sizes\x18\x02 \x03(\r\x12\x16\n\x0eprefix_lengths\x18\x03 \x03(\r\x12\x18\n\x10repetition_count\x18\x04 \x01(\r\"A\n\x0fProfileResponse\x12.\n\rforward_times\x18\x01 \x03(\x0b\x32\x17.sequoia.v1.ForwardTime\"y\n\x0b\x46orwardTime\x12\x12\n\nnode_count\x18\x01 \x01(\r\x12\x12\n\nbatch_size\x18\x02 \x01(\r\x12\x15\n\rprefix_length\x18\x03 \x01(\r\x12+\n\x08\x64uration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration*u\n\x08\x44rawRule\x12\x19\n\x15\x44RAW_RULE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44RAW_RULE_GREEDY\x10\x01\x12!\n\x1d\x44RAW_RULE_WITHOUT_REPLACEMENT\x10\x02\x12\x15\n\x11\x44RAW_RULE_COUPLED\x10\x03\x32\xae\x02\n\rWorkerService\x12\x42\n\x07Prefill\x12\x1a.sequoia.v1.PrefillRequest\x1a\x1b.sequoia.v1.PrefillResponse\x12Q\n\x0c\x43loseSession\x12\x1f.sequoia.v1.CloseSessionRequest\x1a .sequoia.v1.CloseSessionResponse\x12\x42\n\x07Profile\x12\x1a.sequoia.v1.ProfileRequest\x1a\x1b.sequoia.v1.ProfileResponse\x12\x42\n\x07GetInfo\x12\x1a.sequoia.v1.GetInfoRequest\x1a\x1b.sequoia.v1.GetInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17sequoia/v1/worker.proto\x12\nsequoia.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16sequoia/v1/array.proto\x1a\x19sequoia/v1/sampling.proto\"1\n\x04Tree\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x16\n\x0eparent_indices\x18\x02 \x03(\x05\"\xf2\x01\n\x0fSessionSettings\x12.\n\x08sampling\x18\x01 \x01(\x0b\x32\x1c.sequoia.v1.SamplingSettings\x12\'\n\tdraw_rule\x18\x02 \x01(\x0e\x32\x14.sequoia.v1.DrawRule\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x1a\n\x12prompt_token_count\x18\x04 \x01(\r\x12\x1a\n\rlogprob_count\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x17\n\x0fvocabulary_size\x18\x06 \x01(\r\x12\x15\n\rwith_features\x18\x07 \x01(\x08\x42\x10\n\x0e_logprob_count\"\x9e\x01\n\x0ePrefillRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x11\n\tnext_step\x18\x03 \x01(\x04\x12-\n\x08settings\x18\x04 \x01(\x0b\x32\x1b.sequoia.v1.SessionSettings\x12#\n\x08\x66\x65\x61tures\x18\x05 \x01(\x0b\x32\x11.sequoia.v1.Array\"\x8b\x01\n\x0fPrefillResponse\x12.\n\x0b\x64\x65vice_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12#\n\x08\x66\x65\x61tures\x18\x02 \x01(\x0b\x32\x11.sequoia.v1.Array\x12\x14\n\x0cmodel_sha256\x18\x03 \x01(\t\x12\r\n\x05\x64type\x18\x04 \x01(\t\"b\n\nStepHeader\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x13\n\x0b\x62\x61se_length\x18\x03 \x01(\r\x12\x1d\n\x15\x61\x63\x63\x65pted_node_indices\x18\x04 \x03(\r\")\n\x13\x43loseSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x16\n\x14\x43loseSessionResponse\"\x10\n\x0eGetInfoRequest\"\xa0\x03\n\x0fGetInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x18\n\x10tokenizer_sha256\x18\x02 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\x03 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x06 \x01(\t\x12\x15\n\rsession_limit\x18\x07 \x01(\r\x12\x1c\n\x14kv_cache_limit_bytes\x18\x08 \x01(\x04\x12\x15\n\rsession_count\x18\t \x01(\r\x12\x16\n\x0ekv_cache_bytes\x18\n \x01(\x04\x12\x12\n\nnode_limit\x18\x0b \x01(\r\x12\x13\n\x0binstance_id\x18\x0c \x01(\t\x12\x14\n\x0c\x66\x65\x61ture_size\x18\r \x01(\r\x12\x1a\n\x12kv_bytes_per_token\x18\x0e \x01(\x03\x12\x11\n\tplacement\x18\x0f \x01(\t\x12,\n\tpass_time\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cmodel_sha256\x18\x11 \x01(\t\"l\n\x0eProfileRequest\x12\x13\n\x0bnode_counts\x18\x01 \x03(\r\x12\x13\n\x0b\x62\x61tch_sizes\x18\x02 \x03(\r\x12\x16\n\x0eprefix_lengths\x18\x03 \x03(\r\x12\x18\n\x10repetition_count\x18\x04 \x01(\r\"A\n\x0fProfileResponse\x12.\n\rforward_times\x18\x01 \x03(\x0b\x32\x17.sequoia.v1.ForwardTime\"y\n\x0b\x46orwardTime\x12\x12\n\nnode_count\x18\x01 \x01(\r\x12\x12\n\nbatch_size\x18\x02 \x01(\r\x12\x15\n\rprefix_length\x18\x03 \x01(\r\x12+\n\x08\x64uration\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration*u\n\x08\x44rawRule\x12\x19\n\x15\x44RAW_RULE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44RAW_RULE_GREEDY\x10\x01\x12!\n\x1d\x44RAW_RULE_WITHOUT_REPLACEMENT\x10\x02\x12\x15\n\x11\x44RAW_RULE_COUPLED\x10\x03\x32\xae\x02\n\rWorkerService\x12\x42\n\x07Prefill\x12\x1a.sequoia.v1.PrefillRequest\x1a\x1b.sequoia.v1.PrefillResponse\x12Q\n\x0c\x43loseSession\x12\x1f.sequoia.v1.CloseSessionRequest\x1a .sequoia.v1.CloseSessionResponse\x12\x42\n\x07Profile\x12\x1a.sequoia.v1.ProfileRequest\x1a\x1b.sequoia.v1.ProfileResponse\x12\x42\n\x07GetInfo\x12\x1a.sequoia.v1.GetInfoRequest\x1a\x1b.sequoia.v1.GetInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sequoia.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DRAWRULE']._serialized_start=1596
-  _globals['_DRAWRULE']._serialized_end=1713
+  _globals['_DRAWRULE']._serialized_start=1625
+  _globals['_DRAWRULE']._serialized_end=1742
   _globals['_TREE']._serialized_start=122
   _globals['_TREE']._serialized_end=171
   _globals['_SESSIONSETTINGS']._serialized_start=174
@@ -43,23 +43,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREFILLREQUEST']._serialized_start=419
   _globals['_PREFILLREQUEST']._serialized_end=577
   _globals['_PREFILLRESPONSE']._serialized_start=580
-  _globals['_PREFILLRESPONSE']._serialized_end=712
-  _globals['_STEPHEADER']._serialized_start=714
-  _globals['_STEPHEADER']._serialized_end=812
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=814
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=855
-  _globals['_CLOSESESSIONRESPONSE']._serialized_start=857
-  _globals['_CLOSESESSIONRESPONSE']._serialized_end=879
-  _globals['_GETINFOREQUEST']._serialized_start=881
-  _globals['_GETINFOREQUEST']._serialized_end=897
-  _globals['_GETINFORESPONSE']._serialized_start=900
-  _globals['_GETINFORESPONSE']._serialized_end=1294
-  _globals['_PROFILEREQUEST']._serialized_start=1296
-  _globals['_PROFILEREQUEST']._serialized_end=1404
-  _globals['_PROFILERESPONSE']._serialized_start=1406
-  _globals['_PROFILERESPONSE']._serialized_end=1471
-  _globals['_FORWARDTIME']._serialized_start=1473
-  _globals['_FORWARDTIME']._serialized_end=1594
-  _globals['_WORKERSERVICE']._serialized_start=1716
-  _globals['_WORKERSERVICE']._serialized_end=2018
+  _globals['_PREFILLRESPONSE']._serialized_end=719
+  _globals['_STEPHEADER']._serialized_start=721
+  _globals['_STEPHEADER']._serialized_end=819
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=821
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=862
+  _globals['_CLOSESESSIONRESPONSE']._serialized_start=864
+  _globals['_CLOSESESSIONRESPONSE']._serialized_end=886
+  _globals['_GETINFOREQUEST']._serialized_start=888
+  _globals['_GETINFOREQUEST']._serialized_end=904
+  _globals['_GETINFORESPONSE']._serialized_start=907
+  _globals['_GETINFORESPONSE']._serialized_end=1323
+  _globals['_PROFILEREQUEST']._serialized_start=1325
+  _globals['_PROFILEREQUEST']._serialized_end=1433
+  _globals['_PROFILERESPONSE']._serialized_start=1435
+  _globals['_PROFILERESPONSE']._serialized_end=1500
+  _globals['_FORWARDTIME']._serialized_start=1502
+  _globals['_FORWARDTIME']._serialized_end=1623
+  _globals['_WORKERSERVICE']._serialized_start=1745
+  _globals['_WORKERSERVICE']._serialized_end=2047
 # @@protoc_insertion_point(module_scope)

@@ -64,16 +64,16 @@ class PrefillRequest(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., next_step: _Optional[int] = ..., settings: _Optional[_Union[SessionSettings, _Mapping]] = ..., features: _Optional[_Union[_array_pb2.Array, _Mapping]] = ...) -> None: ...
 
 class PrefillResponse(_message.Message):
-    __slots__ = ("device_time", "features", "model", "dtype")
+    __slots__ = ("device_time", "features", "model_sha256", "dtype")
     DEVICE_TIME_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
-    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     device_time: _duration_pb2.Duration
     features: _array_pb2.Array
-    model: str
+    model_sha256: str
     dtype: str
-    def __init__(self, device_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., features: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., model: _Optional[str] = ..., dtype: _Optional[str] = ...) -> None: ...
+    def __init__(self, device_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., features: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., model_sha256: _Optional[str] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class StepHeader(_message.Message):
     __slots__ = ("session_id", "step", "base_length", "accepted_node_indices")
@@ -102,7 +102,7 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetInfoResponse(_message.Message):
-    __slots__ = ("model", "tokenizer_sha256", "vocabulary_size", "context_length", "dtype", "device", "session_limit", "kv_cache_limit_bytes", "session_count", "kv_cache_bytes", "node_limit", "instance_id", "feature_size", "kv_bytes_per_token", "placement", "pass_time")
+    __slots__ = ("model", "tokenizer_sha256", "vocabulary_size", "context_length", "dtype", "device", "session_limit", "kv_cache_limit_bytes", "session_count", "kv_cache_bytes", "node_limit", "instance_id", "feature_size", "kv_bytes_per_token", "placement", "pass_time", "model_sha256")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_SHA256_FIELD_NUMBER: _ClassVar[int]
     VOCABULARY_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +119,7 @@ class GetInfoResponse(_message.Message):
     KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     PASS_TIME_FIELD_NUMBER: _ClassVar[int]
+    MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
     model: str
     tokenizer_sha256: str
     vocabulary_size: int
@@ -135,7 +136,8 @@ class GetInfoResponse(_message.Message):
     kv_bytes_per_token: int
     placement: str
     pass_time: _duration_pb2.Duration
-    def __init__(self, model: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ..., vocabulary_size: _Optional[int] = ..., context_length: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., session_limit: _Optional[int] = ..., kv_cache_limit_bytes: _Optional[int] = ..., session_count: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., node_limit: _Optional[int] = ..., instance_id: _Optional[str] = ..., feature_size: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., placement: _Optional[str] = ..., pass_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    model_sha256: str
+    def __init__(self, model: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ..., vocabulary_size: _Optional[int] = ..., context_length: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., session_limit: _Optional[int] = ..., kv_cache_limit_bytes: _Optional[int] = ..., session_count: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., node_limit: _Optional[int] = ..., instance_id: _Optional[str] = ..., feature_size: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., placement: _Optional[str] = ..., pass_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., model_sha256: _Optional[str] = ...) -> None: ...
 
 class ProfileRequest(_message.Message):
     __slots__ = ("node_counts", "batch_sizes", "prefix_lengths", "repetition_count")

@@ -13,7 +13,14 @@ from sequoia.generation import FinishReason, GenerationRequest
 from sequoia.rpc.errors import RemoteError
 from sequoia.settings import SamplingSettings
 from tests.stack import Stream, running_stack
-from tests.tiny import byte_tokenizer, save_model, tiny_llama, word_pair
+from tests.tiny import (
+    byte_tokenizer,
+    nudged,
+    save_model,
+    tiny_llama,
+    word_pair,
+    word_tokenizer,
+)
 
 SEEDED = GenerationRequest(
     text="the quick brown fox",
@@ -100,21 +107,39 @@ async def test_a_target_that_stays_away_fails_the_request(pair: tuple[Path, Path
         await stack.until(lambda: len(draft.sessions) == 0)
 
 
-async def test_a_text_is_not_finished_by_another_model(tmp_path: Path) -> None:
-    """A target that comes back with other weights ends the request, and not the next one."""
+@pytest.mark.parametrize("folder", ["another folder", "target"])
+async def test_a_text_is_not_finished_by_another_model(tmp_path: Path, folder: str) -> None:
+    """A target that comes back with other weights ends the request, and not the next one.
+
+    Whatever it is called, the same name included.
+    """
     target, draft = word_pair(tmp_path)
-    other, _ = word_pair(tmp_path / "other")
     async with running_stack(target, draft) as stack:
         stream = Stream(stack, SEEDED)
         await stream.read(10)
         await stack.target.kill()
-        stack.target.folder = other
+        other = nudged(tiny_llama(12, seed=1), 0.3, seed=7)
+        stack.target.folder = save_model(tmp_path / folder, other, word_tokenizer(12))
         await stack.target.start()
         with pytest.raises(RemoteError, match="replaced in the middle of a text") as raised:
             await stream.read_to_end()
         again = await stack.generate(SEEDED)
     assert raised.value.reason is Reason.INCOMPATIBLE_MODELS
     assert again.completion.finish_reason is FinishReason.LENGTH
+
+
+async def test_a_text_is_finished_by_the_same_model_in_another_folder(tmp_path: Path) -> None:
+    """What it is called does not matter."""
+    target, draft = word_pair(tmp_path)
+    async with running_stack(target, draft) as stack:
+        undisturbed = await stack.generate(SEEDED)
+        stream = Stream(stack, SEEDED)
+        await stream.read(10)
+        await stack.target.kill()
+        stack.target.folder = target.rename(tmp_path / "moved")
+        await stack.target.start()
+        disturbed = await stream.read_to_end()
+    assert disturbed.token_ids == undisturbed.token_ids
 
 
 async def test_another_tokenizer_is_refused_at_the_start(tmp_path: Path) -> None:

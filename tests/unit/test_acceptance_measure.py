@@ -400,14 +400,14 @@ def test_times_are_positive_and_their_ratio_is_theirs(draft: TreeModel) -> None:
 
 def test_a_pair_shares_tokens_and_the_size_of_features() -> None:
     """A draft that reads features of another size, or has another tokenizer, is refused by name."""
-    target = LoadedModel("big", TARGET, "sha")
-    require_compatible(target, LoadedModel("small", DRAFT, "sha"))
-    require_compatible(target, LoadedModel("small", feature_draft(), "sha"))
+    target = LoadedModel("big", TARGET, "sha", "")
+    require_compatible(target, LoadedModel("small", DRAFT, "sha", ""))
+    require_compatible(target, LoadedModel("small", feature_draft(), "sha", ""))
     with pytest.raises(IncompatibleModelsError, match="small has another tokenizer"):
-        require_compatible(target, LoadedModel("small", DRAFT, "other"))
+        require_compatible(target, LoadedModel("small", DRAFT, "other", ""))
     wide = TreeModel(tiny_llama(WORDS, seed=5, layers=1), fusion=nn.Linear(32 + 48, 32))
     with pytest.raises(IncompatibleModelsError, match="48 elements, and the target big gives 32"):
-        require_compatible(target, LoadedModel("small", wide, "sha"))
+        require_compatible(target, LoadedModel("small", wide, "sha", ""))
 
 
 def test_q_is_made_sparse_as_on_the_wire() -> None:

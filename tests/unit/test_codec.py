@@ -121,7 +121,21 @@ REQUESTS: list[tuple[Method[Any, Any], Any]] = [
     (REPLAN, None),
 ]
 INFO = WorkerInfo(
-    "m", "sha", 49152, 8192, "float32", "cpu", 64, 2**40, 3, 2**33, 1024, "id", 576, 2**33
+    "m",
+    "sha",
+    49152,
+    8192,
+    "float32",
+    "cpu",
+    64,
+    2**40,
+    3,
+    2**33,
+    1024,
+    "id",
+    576,
+    2**33,
+    model_sha256="af",
 )
 REPLIES: list[tuple[Method[Any, Any], Any]] = [
     (GROW_TREE, GrownTree(TREE)),
@@ -149,7 +163,7 @@ REPLIES: list[tuple[Method[Any, Any], Any]] = [
         ),
     ),
     (PREFILL, Prefilled(1.25)),
-    (PREFILL, Prefilled(0.5, FEATURES)),
+    (PREFILL, Prefilled(0.5, FEATURES, "af", "bfloat16")),
     (CLOSE_SESSION, None),
     (PROFILE, [ForwardTime(1, 2, 3, 0.5), ForwardTime(4, 5, 6, 1e-9)]),
     (PROFILE, []),
