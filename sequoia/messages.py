@@ -158,6 +158,7 @@ class WorkerInfo:
     placement: str = "on-chip"  # or offload
     pass_seconds: float = 0.0  # of a pass over a few tokens
     model_sha256: str = ""
+    active_session_count: int = 0  # in use, or used a moment ago
 
     def call_seconds(self, least: float, passes: int = 1) -> float:
         """The time to give to a call that takes so many passes: `least` seconds, and those of passes."""

@@ -69,7 +69,7 @@ class WorkerMetrics(Instruments):
         ).labels(role)
         self.evicted = Counter(
             "sequoia_worker_sessions_evicted",
-            "Idle sessions that had to make room for others.",
+            "Idle sessions that had to make room for others, or that nobody came back to.",
             labels,
             registry=registry,
         ).labels(role)

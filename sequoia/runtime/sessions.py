@@ -20,12 +20,16 @@ log = structlog.get_logger(__name__)
 
 Reply = TypeVar("Reply")
 
+ACTIVE_SECONDS = 10.0  # a session that was used so lately is counted as at work
+EXPIRY_SECONDS = 600.0  # of a session that nobody uses for so long nobody will close it either
+
 
 class SessionTable(Generic[Reply]):
     """All sessions of a worker, bounded in number and bytes; the least recently used goes first.
 
     Closed ones are retained as long as there is room beside the others (ADR 0015), at most
-    `retained_limit`. Those that count here are the others.
+    `retained_limit`. Those that count here are the others. One whose coordinator died is never closed; it
+    expires, which whoever opens another one or asks for `counts` sees to.
 
     Called from the event loop and from the device thread. A session's bytes are counted while it is
     in use and when that ends: nothing else can change them.
@@ -54,6 +58,14 @@ class SessionTable(Generic[Reply]):
     def __len__(self) -> int:
         return len(self._sessions)
 
+    def counts(self) -> tuple[int, int]:
+        """How many sessions there are, and how many of them are in use or were so a moment ago."""
+        with self._lock:
+            self._expire()
+            latest = self._clock() - ACTIVE_SECONDS
+            active = [s for s in self._sessions.values() if s.user_count or s.last_used > latest]
+            return len(self._sessions), len(active)
+
     @property
     def kv_cache_bytes(self) -> int:
         """Bytes of KV cache that all sessions hold."""
@@ -79,6 +91,7 @@ class SessionTable(Generic[Reply]):
             prefill.session_id, prefill.settings, list(prefill.token_ids), prefill.next_step
         )
         with self._lock:
+            self._expire()
             if replaced := self._sessions.get(prefill.session_id):
                 self.drop(replaced)
             while len(self._sessions) >= self.session_limit:
@@ -224,14 +237,25 @@ class SessionTable(Generic[Reply]):
 
         A request between two of its steps is not idle: evicting it would only make it come back.
         """
-        latest = self._clock() - self._idle_seconds
-        for name, session in self._sessions.items():
-            if not session.user_count and session.last_used <= latest:
-                self.drop(session)
-                self._on_evicted()
-                log.info("session evicted", session_id=name, kv_cache_bytes=session.counted_bytes)
-                return True
+        for session in self._unused_for(self._idle_seconds):
+            self._free(session, "session evicted")
+            return True
         return False
+
+    def _expire(self) -> None:
+        """Free the sessions that nobody will use or close any more."""
+        for session in list(self._unused_for(EXPIRY_SECONDS)):
+            self._free(session, "session expired")
+
+    def _unused_for(self, seconds: float) -> Iterator[Session[Reply]]:
+        """The sessions that nobody has used for so long, the least recently used first."""
+        latest = self._clock() - seconds
+        return (s for s in self._sessions.values() if not s.user_count and s.last_used <= latest)
+
+    def _free(self, session: Session[Reply], event: str) -> None:
+        self.drop(session)
+        self._on_evicted()
+        log.info(event, session_id=session.session_id, kv_cache_bytes=session.counted_bytes)
 
     def _hold(self, session: Session[Reply]) -> None:
         session.user_count += 1

@@ -140,6 +140,7 @@ class ModelWorker(ABC, Generic[Request, Reply]):
 
     def info(self) -> WorkerInfo:
         """Who this worker is and what it holds now."""
+        session_count, active_session_count = self.sessions.counts()
         return WorkerInfo(
             model=self.name,
             tokenizer_sha256=self.tokenizer_sha256,
@@ -149,7 +150,7 @@ class ModelWorker(ABC, Generic[Request, Reply]):
             device=str(self.model.device),
             session_limit=self.limits.session_limit,
             kv_cache_limit_bytes=self.limits.kv_cache_limit_bytes,
-            session_count=len(self.sessions),
+            session_count=session_count,
             kv_cache_bytes=self.sessions.kv_cache_bytes,
             node_limit=self.limits.node_limit,
             instance_id=self.instance_id,
@@ -158,6 +159,7 @@ class ModelWorker(ABC, Generic[Request, Reply]):
             placement=self.model.placement,
             pass_seconds=self.model.pass_seconds,
             model_sha256=self.model_sha256,
+            active_session_count=active_session_count,
         )
 
     @property

@@ -102,7 +102,7 @@ class GetInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetInfoResponse(_message.Message):
-    __slots__ = ("model", "tokenizer_sha256", "vocabulary_size", "context_length", "dtype", "device", "session_limit", "kv_cache_limit_bytes", "session_count", "kv_cache_bytes", "node_limit", "instance_id", "feature_size", "kv_bytes_per_token", "placement", "pass_time", "model_sha256")
+    __slots__ = ("model", "tokenizer_sha256", "vocabulary_size", "context_length", "dtype", "device", "session_limit", "kv_cache_limit_bytes", "session_count", "kv_cache_bytes", "node_limit", "instance_id", "feature_size", "kv_bytes_per_token", "placement", "pass_time", "model_sha256", "active_session_count")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_SHA256_FIELD_NUMBER: _ClassVar[int]
     VOCABULARY_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -120,6 +120,7 @@ class GetInfoResponse(_message.Message):
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     PASS_TIME_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA256_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_SESSION_COUNT_FIELD_NUMBER: _ClassVar[int]
     model: str
     tokenizer_sha256: str
     vocabulary_size: int
@@ -137,7 +138,8 @@ class GetInfoResponse(_message.Message):
     placement: str
     pass_time: _duration_pb2.Duration
     model_sha256: str
-    def __init__(self, model: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ..., vocabulary_size: _Optional[int] = ..., context_length: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., session_limit: _Optional[int] = ..., kv_cache_limit_bytes: _Optional[int] = ..., session_count: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., node_limit: _Optional[int] = ..., instance_id: _Optional[str] = ..., feature_size: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., placement: _Optional[str] = ..., pass_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., model_sha256: _Optional[str] = ...) -> None: ...
+    active_session_count: int
+    def __init__(self, model: _Optional[str] = ..., tokenizer_sha256: _Optional[str] = ..., vocabulary_size: _Optional[int] = ..., context_length: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., session_limit: _Optional[int] = ..., kv_cache_limit_bytes: _Optional[int] = ..., session_count: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., node_limit: _Optional[int] = ..., instance_id: _Optional[str] = ..., feature_size: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., placement: _Optional[str] = ..., pass_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., model_sha256: _Optional[str] = ..., active_session_count: _Optional[int] = ...) -> None: ...
 
 class ProfileRequest(_message.Message):
     __slots__ = ("node_counts", "batch_sizes", "prefix_lengths", "repetition_count")

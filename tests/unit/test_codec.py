@@ -136,6 +136,7 @@ INFO = WorkerInfo(
     576,
     2**33,
     model_sha256="af",
+    active_session_count=2,
 )
 REPLIES: list[tuple[Method[Any, Any], Any]] = [
     (GROW_TREE, GrownTree(TREE)),

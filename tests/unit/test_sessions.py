@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -357,6 +359,57 @@ def test_no_step_comes_before_the_end_of_the_prefill() -> None:
 def test_a_table_counts_its_sessions() -> None:
     """As GetInfo reports them."""
     assert len(table("a", "b")) == 2
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def test_sessions_at_work_are_counted_apart() -> None:
+    """Those in use, and those used within ten seconds: others may be left from a coordinator that died."""
+    clock = Clock()
+    sessions: SessionTable[str] = SessionTable(5, 2**20, clock=clock)
+    for name in ("left", "busy", "lately"):
+        sessions.open(prefill(name))
+    with sessions.using("busy"):
+        clock.seconds += 5.0
+        with sessions.using("lately"):
+            pass
+        clock.seconds += 9.0
+        assert sessions.counts() == (3, 2)
+        clock.seconds += 1.0
+        assert sessions.counts() == (3, 1)
+    assert sessions.counts() == (3, 1)
+
+
+@pytest.mark.parametrize("looks", [SessionTable.counts, lambda table: table.open(prefill("new"))])
+def test_a_session_that_nobody_comes_back_to_expires(
+    looks: Callable[[SessionTable[str]], object],
+) -> None:
+    """After ten minutes without use, whatever room there is; it is freed, not retained, and counted."""
+    clock, evicted = Clock(), []
+    sessions: SessionTable[str] = SessionTable(
+        5, 2**20, clock=clock, on_evicted=lambda: evicted.append(1), retained_limit=5
+    )
+    spoken(sessions, "left")
+    spoken(sessions, "busy")
+    spoken(sessions, "stepping")
+    with sessions.using("busy"):
+        clock.seconds += 599.0
+        with sessions.using("stepping"):
+            pass
+        looks(sessions)
+        assert {"left", "busy", "stepping"} <= names_in(sessions)
+        clock.seconds += 1.0
+        looks(sessions)
+        assert names_in(sessions) - {"new"} == {"busy", "stepping"}
+    assert (len(evicted), sessions.retained_bytes) == (1, 0)
+    assert sessions.kv_cache_bytes == 2 * CACHE_BYTES
 
 
 TEXT = tuple(range(100, 140))
