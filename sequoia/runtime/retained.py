@@ -14,7 +14,7 @@ from sequoia.runtime.cache import KVCache
 
 log = structlog.get_logger(__name__)
 
-LEAST_TOKENS = 16  # fewer are not worth it: a pass over so few more takes hardly longer
+LEAST_SHARED_TOKENS = 16  # fewer are not worth it: a pass over so few more takes hardly longer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +60,7 @@ class RetainedSession:
         That of this session if hardly any row is lost thereby, which ends it; else a copy, so that a
         conversation is not given up for the few words with which all of them begin.
         """
-        if self.wasted(count) < LEAST_TOKENS:
+        if self.wasted(count) < LEAST_SHARED_TOKENS:
             self.cache.keep(count, [])
             return self.cache
         try:
@@ -91,7 +91,7 @@ class RetainedSessions:
 
     def add(self, session: RetainedSession) -> None:
         """Keep a session if it is worth it, as the most recently used one."""
-        if len(session.token_ids) < LEAST_TOKENS or not self.limit:
+        if len(session.token_ids) < LEAST_SHARED_TOKENS or not self.limit:
             return
         self._sessions.append(session)
         self.memory_bytes += session.memory_bytes
@@ -121,12 +121,12 @@ class RetainedSessions:
 
         Of several the one with the fewest other rows; of these the most recently used.
         """
-        if len(token_ids) < LEAST_TOKENS or not self._sessions:
+        if len(token_ids) < LEAST_SHARED_TOKENS or not self._sessions:
             return None
         wanted = np.array(token_ids, dtype=np.int64)
         counted = [(one.shared(wanted, with_features), one) for one in reversed(self._sessions)]
         count, best = max(counted, key=lambda pair: (pair[0], -pair[1].wasted(pair[0])))
-        if count < LEAST_TOKENS:
+        if count < LEAST_SHARED_TOKENS:
             return None
         self._remove(best)
         return best, count

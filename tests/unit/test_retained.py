@@ -8,7 +8,7 @@ import torch
 
 from sequoia.messages import Features
 from sequoia.runtime.cache import GROWTH_ROWS, KVCache, LayerRows
-from sequoia.runtime.retained import LEAST_TOKENS, RetainedSession, RetainedSessions
+from sequoia.runtime.retained import LEAST_SHARED_TOKENS, RetainedSession, RetainedSessions
 
 CACHE_BYTES = 2 * GROWTH_ROWS * 4  # keys and values of one block, one head, one number each
 LONG = list(range(100, 160))
@@ -75,10 +75,12 @@ def test_only_tokens_with_rows_are_shared() -> None:
 
 def test_a_beginning_that_is_too_short_is_not_shared() -> None:
     """Nor is anything retained that could not share more."""
-    assert keeping(retained(LONG)).take([*LONG[: LEAST_TOKENS - 1], 7, 7, 7], False) is None
-    assert keeping(retained(LONG)).take(LONG[: LEAST_TOKENS - 1], False) is None
-    assert len(keeping(retained(LONG[: LEAST_TOKENS - 1]))) == 0
-    assert taken(keeping(retained(LONG)), [*LONG[:LEAST_TOKENS], 7])[1] == LEAST_TOKENS
+    assert keeping(retained(LONG)).take([*LONG[: LEAST_SHARED_TOKENS - 1], 7, 7, 7], False) is None
+    assert keeping(retained(LONG)).take(LONG[: LEAST_SHARED_TOKENS - 1], False) is None
+    assert len(keeping(retained(LONG[: LEAST_SHARED_TOKENS - 1]))) == 0
+    assert (
+        taken(keeping(retained(LONG)), [*LONG[:LEAST_SHARED_TOKENS], 7])[1] == LEAST_SHARED_TOKENS
+    )
 
 
 def test_features_are_shared_as_far_as_they_were_given() -> None:
@@ -95,10 +97,10 @@ def test_rows_move_where_hardly_any_is_lost() -> None:
     """The memory is the same, cut to what is common."""
     one = retained(LONG)
     rows = one.cache.rows
-    cache = one.beginning(len(LONG) - LEAST_TOKENS + 1)
+    cache = one.beginning(len(LONG) - LEAST_SHARED_TOKENS + 1)
     assert cache is not None
     assert cache.rows is rows
-    assert row_numbers(cache) == list(range(len(LONG) - LEAST_TOKENS + 1))
+    assert row_numbers(cache) == list(range(len(LONG) - LEAST_SHARED_TOKENS + 1))
 
 
 def test_rows_are_copied_where_many_would_be_lost() -> None:
