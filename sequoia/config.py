@@ -245,7 +245,8 @@ KvCacheLimit = Annotated[
         "--kv-cache-limit-bytes",
         envvar="SEQUOIA_KV_CACHE_LIMIT_BYTES",
         min=2**20,
-        help="Most bytes of KV cache over all sessions.",
+        help="Most bytes of KV cache over all sessions, and of what is kept of closed ones, which fills what "
+        "the others leave.",
     ),
 ]
 TargetKvCacheLimit = Annotated[
@@ -254,9 +255,9 @@ TargetKvCacheLimit = Annotated[
         "--kv-cache-limit-bytes",
         envvar="SEQUOIA_KV_CACHE_LIMIT_BYTES",
         min=2**20,
-        help="Most bytes of KV cache over all sessions. Default: 4 GiB; of a target that is "
-        "offloaded, an eighth of its device memory, or what 1,024 tokens take. On a GPU, what is beyond "
-        "that stays in the host's memory.",
+        help="Most bytes of KV cache over all sessions, and of what is kept of closed ones, which fills what "
+        "the others leave. Default: 4 GiB; of a target that is offloaded, an eighth of its device memory, or "
+        "what 1,024 tokens take. On a GPU, what is beyond that stays in the host's memory.",
     ),
 ]
 PrefixCache = Annotated[

@@ -101,6 +101,11 @@ class VerifyTree:
         """The last committed token."""
         return self.tree.token_ids[0]
 
+    @property
+    def topology(self) -> Topology:
+        """Of the tree."""
+        return self.tree.topology
+
 
 @dataclass(frozen=True, slots=True)
 class TargetDistribution:

@@ -62,7 +62,8 @@ class KVCache:
 
     def copied(self, length: int) -> KVCache | None:
         """A cache with the first `length` rows in memory of its own; None where there is no room."""
-        rows = self.rows.copied(length) if self.rows else None
+        rows = self.rows  # looked at once, since whoever needs the room may free them meanwhile
+        rows = rows.copied(length) if rows else None
         if rows is None:
             return None
         other = KVCache()

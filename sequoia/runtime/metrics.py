@@ -88,7 +88,7 @@ class WorkerMetrics(Instruments):
         Args:
             info: what it says of itself.
             queued: how many calls wait for its device.
-            retained_bytes: what closed sessions hold beside those in the information.
+            retained_bytes: what is kept of closed sessions beside those in the information.
         """
         known = info()
         self._info.info(
@@ -110,7 +110,7 @@ class WorkerMetrics(Instruments):
             ),
             (
                 "retained_kv_cache_bytes",
-                "Keys and values of closed sessions, kept for prompts that begin alike.",
+                "Keys, values and features of closed sessions, kept for prompts that begin alike.",
                 retained_bytes,
             ),
             ("jobs_queued", "Steps and chunks that wait for the device.", queued),

@@ -151,6 +151,9 @@ class Prefiller(Generic[Reply]):
         """
         share = max(token_budget // len(prompts), 1)
         segments = [self._segment(prompt, share) for prompt in prompts]
+        self._sessions.make_room(
+            (one.cache, one.cache.length + len(one.token_ids)) for one in segments
+        )
         started = self._pace.clock()
         try:
             outputs = self._model.forward(segments, with_logits=False)

@@ -39,8 +39,8 @@ class RetainedSession:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of keys and values."""
-        return self.cache.memory_bytes
+        """Bytes of keys and values, and of features."""
+        return self.cache.memory_bytes + sum(part.nbytes for part in self.features or ())
 
     def shared(self, token_ids: NDArray[np.int64], with_features: bool) -> int:
         """How many tokens a prompt begins with that are here as well, with features if those are wanted."""
@@ -54,15 +54,13 @@ class RetainedSession:
         """Rows that are lost if a session that shares so many takes these over."""
         return len(self.token_ids) - count
 
-    def beginning(self, count: int) -> KVCache | None:
-        """A cache of the first rows; None where there is no memory for them.
+    def handed_over(self, count: int) -> KVCache:
+        """The cache, cut to the first rows, which ends this session."""
+        self.cache.keep(count, [])
+        return self.cache
 
-        That of this session if hardly any row is lost thereby, which ends it; else a copy, so that a
-        conversation is not given up for the few words with which all of them begin.
-        """
-        if self.wasted(count) < LEAST_SHARED_TOKENS:
-            self.cache.keep(count, [])
-            return self.cache
+    def copied(self, count: int) -> KVCache | None:
+        """A cache of its own with the first rows; None where there is no memory for them."""
         try:
             return self.cache.copied(count)
         except (MemoryError, RuntimeError) as error:  # torch's own is the latter
@@ -98,14 +96,14 @@ class RetainedSessions:
         while len(self._sessions) > self.limit:
             self.evict()
 
-    def evict(self) -> bool:
-        """Free the least recently used one, if there is one."""
-        if not self._sessions:
-            return False
-        oldest = self._sessions[0]
-        self._remove(oldest)
-        oldest.cache.free()
-        return True
+    def evict(self, but: RetainedSession | None = None) -> bool:
+        """Free the least recently used one, if there is one `but` this."""
+        for oldest in self._sessions:
+            if oldest is not but:
+                self.remove(oldest)
+                oldest.cache.free()
+                return True
+        return False
 
     def clear(self) -> bool:
         """Free all; says whether there were any."""
@@ -114,10 +112,10 @@ class RetainedSessions:
             pass
         return had_any
 
-    def take(
+    def find(
         self, token_ids: Sequence[int], with_features: bool
     ) -> tuple[RetainedSession, int] | None:
-        """The session that shares most of the first tokens, and how many; it is the caller's now.
+        """The session that shares most of the first tokens, and how many.
 
         Of several the one with the fewest other rows; of these the most recently used.
         """
@@ -126,11 +124,15 @@ class RetainedSessions:
         wanted = np.array(token_ids, dtype=np.int64)
         counted = [(one.shared(wanted, with_features), one) for one in reversed(self._sessions)]
         count, best = max(counted, key=lambda pair: (pair[0], -pair[1].wasted(pair[0])))
-        if count < LEAST_SHARED_TOKENS:
-            return None
-        self._remove(best)
-        return best, count
+        return (best, count) if count >= LEAST_SHARED_TOKENS else None
 
-    def _remove(self, session: RetainedSession) -> None:
+    def use(self, session: RetainedSession) -> None:
+        """It is the most recently used one now, if it is still here."""
+        if session in self._sessions:
+            self._sessions.remove(session)
+            self._sessions.append(session)
+
+    def remove(self, session: RetainedSession) -> None:
+        """Take a session out; it is the caller's now."""
         self._sessions.remove(session)
         self.memory_bytes -= session.memory_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from threading import RLock
 from typing import Generic, TypeVar
@@ -13,7 +13,8 @@ import structlog
 
 from sequoia.errors import CapacityError, UnknownSessionError
 from sequoia.messages import Prefill
-from sequoia.runtime.retained import RetainedSession, RetainedSessions
+from sequoia.runtime.cache import KVCache, grown_capacity
+from sequoia.runtime.retained import LEAST_SHARED_TOKENS, RetainedSession, RetainedSessions
 from sequoia.runtime.session import Session
 
 log = structlog.get_logger(__name__)
@@ -32,7 +33,7 @@ class SessionTable(Generic[Reply]):
     expires, which whoever opens another one or asks for `counts` sees to.
 
     Called from the event loop and from the device thread. A session's bytes are counted while it is
-    in use and when that ends: nothing else can change them.
+    in use and when that ends: nothing else can change them. Rows to come take `token_bytes` each.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class SessionTable(Generic[Reply]):
         clock: Callable[[], float] = time.monotonic,
         on_evicted: Callable[[], None] = lambda: None,
         retained_limit: int = 0,
+        token_bytes: int = 0,
     ) -> None:
         self.session_limit = session_limit
         self.kv_cache_limit_bytes = kv_cache_limit_bytes
         self._idle_seconds = idle_seconds
         self._clock = clock
         self._on_evicted = on_evicted
+        self._token_bytes = token_bytes
         self._sessions: OrderedDict[str, Session[Reply]] = OrderedDict()
         self._retained = RetainedSessions(retained_limit)
         self._in_use: set[Session[Reply]] = set()
@@ -73,7 +76,7 @@ class SessionTable(Generic[Reply]):
 
     @property
     def retained_bytes(self) -> int:
-        """Bytes of KV cache of closed ones; never beside more of the others than the limit allows."""
+        """Bytes of what is kept of closed ones; never beside more of the others than the limit allows."""
         return self._retained.memory_bytes
 
     @property
@@ -182,26 +185,44 @@ class SessionTable(Generic[Reply]):
         """Let a session that has read nothing yet begin with what a retained one has in common with it.
 
         Called on the device's thread alone, which is where rows are copied. Of its tokens the last one
-        is not to be read.
+        is not to be read. Rows are handed over where hardly any are lost thereby, and otherwise copied, so
+        that a conversation is not given up for the few words with which all of them begin. Where others
+        that are retained leave no room for a copy, rows are handed over as long as half of them are of use.
 
         Args:
             session: which is in use.
             with_features: whether the tokens' features are wanted as well.
         """
         with self._lock:
-            found = self._retained.take(session.token_ids[:-1], with_features)
-        if found is None:
-            return
-        retained, count = found
-        cache = retained.beginning(count)
-        if cache is not retained.cache:
-            with self._lock:
-                self._retained.add(retained)
+            found = self._retained.find(session.token_ids[:-1], with_features)
+            if found is None:
+                return
+            retained, count = found
+            wasted = retained.wasted(count)
+            has_room = wasted >= LEAST_SHARED_TOKENS and self._make_room(
+                self._token_bytes * grown_capacity(0, count), retained
+            )
+            if not has_room:
+                if wasted > count:
+                    return
+                self._retained.remove(retained)
+        cache = retained.copied(count) if has_room else retained.handed_over(count)
         if cache is None:
             return
+        with self._lock:
+            self._retained.use(retained)
         session.cache, session.reused_count = cache, count
         if with_features:
             session.features_given = [retained.features_of(count)]
+
+    def make_room(self, growing: Iterable[tuple[KVCache, int]]) -> None:
+        """Evict retained sessions before a pass, as far as it takes more memory than they leave.
+
+        Args:
+            growing: caches of sessions in use, and how many rows they may come to have.
+        """
+        with self._lock:
+            self._make_room(sum(self._growth(cache, rows) for cache, rows in growing))
 
     def evict_retained(self) -> bool:
         """Free the least recently used of the retained sessions, if there is one."""
@@ -231,6 +252,29 @@ class SessionTable(Generic[Reply]):
                         limit=self.kv_cache_limit_bytes,
                         value=self._held_bytes,
                     )
+
+    def _growth(self, cache: KVCache, row_count: int) -> int:
+        """Bytes that a cache takes beyond its own when it comes to hold so many rows."""
+        held = cache.memory_bytes
+        capacity = held // max(self._token_bytes, 1)
+        if row_count <= capacity:
+            return 0
+        return max(self._token_bytes * grown_capacity(capacity, row_count) - held, 0)
+
+    def _make_room(self, byte_count: int, kept: RetainedSession | None = None) -> bool:
+        """Evict retained sessions until so many bytes are free; whether they are now.
+
+        `kept` is not evicted, and where it alone leaves too little room no other is.
+        """
+        for session in self._in_use:
+            self._count(session)
+        free = self.kv_cache_limit_bytes - self._held_bytes - byte_count
+        if kept is not None and kept.memory_bytes > free:
+            return False
+        while self._retained.memory_bytes > free:
+            if not self._retained.evict(kept):
+                return False
+        return True
 
     def _evict(self) -> bool:
         """Drop the least recently used session that nobody has used for a while, if there is one.

@@ -55,6 +55,10 @@ class StepRequest(Protocol):
     def root_token_id(self) -> int:
         """The last committed token."""
 
+    @property
+    def topology(self) -> Topology:
+        """Of the tree that the step grows or checks."""
+
 
 Request = TypeVar("Request", bound=StepRequest)
 Reply = TypeVar("Reply")
@@ -107,12 +111,14 @@ class ModelWorker(ABC, Generic[Request, Reply]):
         self.instance_id = uuid.uuid4().hex
         self.metrics = WorkerMetrics(self.role)
         self._scratch = KVCache()
+        self._kv_bytes_per_token = kv_bytes_per_token(model)
         self.sessions: SessionTable[Reply] = SessionTable(
             limits.session_limit,
             limits.kv_cache_limit_bytes,
             limits.idle_seconds,
             on_evicted=self.metrics.evicted.inc,
             retained_limit=limits.session_limit if limits.prefix_cache else 0,
+            token_bytes=self._kv_bytes_per_token,
         )
         model.homes.spare = self.sessions.evict_retained
         self.device = device or DeviceThread("device", limits.batch_limit)
@@ -120,7 +126,6 @@ class ModelWorker(ABC, Generic[Request, Reply]):
         least_tokens = LEAST_TOKENS if model.placement == "on-chip" else MOST_TOKENS
         most_tokens = min(MOST_TOKENS, limits.pass_tokens or MOST_TOKENS)
         self.pace = Pace(clock, least_tokens, most_tokens)
-        self._kv_bytes_per_token = kv_bytes_per_token(model)
         if limits.pass_tokens is not None:
             tree_tokens = limits.kv_cache_limit_bytes // self._kv_bytes_per_token // TREE_SHARE
             most = max(min(limits.node_limit, limits.pass_tokens, tree_tokens), 1)
@@ -282,6 +287,10 @@ class ModelWorker(ABC, Generic[Request, Reply]):
         self, steps: list[tuple[Session[Reply], Request]]
     ) -> Sequence[Reply | Exception]:
         """Run advanced sessions; if that fails they are worth nothing, and are dropped."""
+        self.sessions.make_room(
+            (session.cache, len(session.token_ids) + request.topology.node_count)
+            for session, request in steps
+        )
         started = self.pace.clock()
         try:
             results = self.run_steps(steps)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pytest
@@ -29,6 +29,7 @@ from tests.tiny import feature_draft, save_model, tiny_llama, word_tokenizer
 
 WORDS = 12
 POISON = 9
+Reply = TypeVar("Reply")
 PASS_SECONDS = 1.0
 TOKEN_SECONDS = 0.1
 SETTINGS = SessionSettings(SamplingSettings(temperature=0), DrawRule.GREEDY, 7, 1, WORDS)
@@ -132,7 +133,7 @@ def prefill(name: str, length: int, settings: SessionSettings = SETTINGS) -> Pre
     return Prefill(name, prompt(length), 0, settings)
 
 
-async def started(work: Coroutine[Any, Any, Prefilled]) -> asyncio.Task[Prefilled]:
+async def started(work: Coroutine[Any, Any, Reply]) -> asyncio.Task[Reply]:
     """A task that has run up to its first wait."""
     task = asyncio.create_task(work)
     await asyncio.sleep(0)
@@ -552,6 +553,54 @@ async def test_retained_sessions_give_way_when_a_pass_has_no_memory(
         await worker.prefill(Prefill("bad", (1, POISON, 1), 0, SETTINGS))
     assert model.chunks == [[59], [2], [2]]
     assert worker.sessions.retained_bytes == 0
+
+
+async def test_prompts_that_share_a_pass_stay_within_the_memory_limit(
+    make_worker: WorkerMaker, model: TimedModel
+) -> None:
+    """What is retained makes room before the pass, for copies of its beginning and for what is read."""
+    block = 256 * 256
+    worker = make_worker(kv_cache_limit_bytes=8 * block)
+    sessions, limit = worker.sessions, worker.limits.kv_cache_limit_bytes
+    for number in range(2, 5):
+        token_ids = (1,) * 20 + (number,) * 280
+        await closed(worker, Prefill("closed", token_ids, 0, SETTINGS))
+    assert sessions.retained_bytes == 6 * block
+    model.held = True
+    alone = await started(worker.prefill(Prefill("first", (5,) * 10, 0, SETTINGS)))
+    await model.begun()
+    prompts = [
+        await started(worker.prefill(Prefill(f"s{number}", (1,) * 20 + (6,) * 200, 0, SETTINGS)))
+        for number in range(4)
+    ]
+    model.let_go()
+    await model.begun()
+    assert model.chunks[-1] == [9]
+    held = worker.info().kv_cache_bytes + sessions.retained_bytes
+    model.let_all_go()
+    await asyncio.gather(alone, *prompts)
+
+    assert len(model.chunks[-1]) == 4
+    assert held == 7 * block
+    assert worker.info().kv_cache_bytes == 5 * block
+    assert worker.info().kv_cache_bytes + sessions.retained_bytes <= limit
+
+
+async def test_a_tree_makes_room_before_its_pass(
+    make_worker: WorkerMaker, model: TimedModel
+) -> None:
+    """Where its rows take another block."""
+    worker = make_worker(kv_cache_limit_bytes=2 * 256 * 256)
+    await closed(worker, prefill("closed", 100))
+    await worker.prefill(Prefill("s", (5,) * 250, 0, SETTINGS))
+    assert worker.sessions.retained_bytes > 0
+    model.held = True
+    tree = Tree(Topology((-1, *range(9))), (5,) * 10)
+    step = await started(worker.step(VerifyTree(StepHeader("s", 0, 250), tree)))
+    await model.begun()
+    assert worker.sessions.retained_bytes == 0
+    model.let_all_go()
+    await step
 
 
 async def test_a_feature_conditioned_draft_goes_on_where_another_ended(tmp_path: Path) -> None:

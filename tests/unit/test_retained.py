@@ -41,9 +41,10 @@ def keeping(*sessions: RetainedSession, limit: int = 8) -> RetainedSessions:
 def taken(
     kept: RetainedSessions, token_ids: Sequence[int], with_features: bool = False
 ) -> tuple[RetainedSession, int]:
-    """What shares most with a prompt."""
-    found = kept.take(token_ids, with_features)
+    """What shares most with a prompt; it is taken out."""
+    found = kept.find(token_ids, with_features)
     assert found is not None
+    kept.remove(found[0])
     return found
 
 
@@ -65,7 +66,7 @@ def test_of_equal_beginnings_the_one_that_wastes_least_wins() -> None:
     kept = keeping(short, long)
     assert taken(kept, LONG) == (short, 30)
     assert taken(kept, LONG) == (long, 30)
-    assert kept.take(LONG, False) is None
+    assert kept.find(LONG, False) is None
 
 
 def test_only_tokens_with_rows_are_shared() -> None:
@@ -75,8 +76,8 @@ def test_only_tokens_with_rows_are_shared() -> None:
 
 def test_a_beginning_that_is_too_short_is_not_shared() -> None:
     """Nor is anything retained that could not share more."""
-    assert keeping(retained(LONG)).take([*LONG[: LEAST_SHARED_TOKENS - 1], 7, 7, 7], False) is None
-    assert keeping(retained(LONG)).take(LONG[: LEAST_SHARED_TOKENS - 1], False) is None
+    assert keeping(retained(LONG)).find([*LONG[: LEAST_SHARED_TOKENS - 1], 7, 7, 7], False) is None
+    assert keeping(retained(LONG)).find(LONG[: LEAST_SHARED_TOKENS - 1], False) is None
     assert len(keeping(retained(LONG[: LEAST_SHARED_TOKENS - 1]))) == 0
     assert (
         taken(keeping(retained(LONG)), [*LONG[:LEAST_SHARED_TOKENS], 7])[1] == LEAST_SHARED_TOKENS
@@ -90,23 +91,22 @@ def test_features_are_shared_as_far_as_they_were_given() -> None:
     assert count == 30
     assert one.features_of(25)[:, 0].tolist() == list(range(25))
     assert taken(keeping(one), LONG, with_features=False)[1] == len(LONG)
-    assert keeping(retained(LONG)).take(LONG, True) is None
+    assert keeping(retained(LONG)).find(LONG, True) is None
 
 
-def test_rows_move_where_hardly_any_is_lost() -> None:
-    """The memory is the same, cut to what is common."""
+def test_rows_are_handed_over_in_their_memory() -> None:
+    """It is the same, cut to what is common."""
     one = retained(LONG)
     rows = one.cache.rows
-    cache = one.beginning(len(LONG) - LEAST_SHARED_TOKENS + 1)
-    assert cache is not None
+    cache = one.handed_over(50)
     assert cache.rows is rows
-    assert row_numbers(cache) == list(range(len(LONG) - LEAST_SHARED_TOKENS + 1))
+    assert row_numbers(cache) == list(range(50))
 
 
-def test_rows_are_copied_where_many_would_be_lost() -> None:
+def test_copied_rows_are_the_copys_own() -> None:
     """The session that they came from is as it was, whatever happens to the copy."""
     one = retained(LONG)
-    cache = one.beginning(20)
+    cache = one.copied(20)
     assert cache is not None
     LayerRows.of(cache).write(0, 20, torch.full((1, 3, 1), -1.0), torch.full((1, 3, 1), -1.0))
     assert row_numbers(cache) == list(range(20))
@@ -121,26 +121,46 @@ def test_a_copy_without_room_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(LayerRows, "copied", full)
-    assert one.beginning(20) is None
+    assert one.copied(20) is None
     assert one.cache.length == len(LONG)
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    """Taken out and put back, one counts as used; the bytes are those of what is there."""
+    """Unless it was used since; the bytes are those of what is there."""
     texts = [[number] * 20 for number in range(3)]
     kept = keeping(*(retained(text) for text in texts), limit=3)
-    kept.add(taken(kept, texts[0])[0])
+    first = kept.find(texts[0], False)
+    assert first
+    kept.use(first[0])
+    kept.use(retained(LONG))
     assert kept.memory_bytes == 3 * CACHE_BYTES
     kept.add(retained(LONG))
     assert len(kept) == 3
-    assert kept.take(texts[1], False) is None
+    assert kept.find(texts[1], False) is None
     assert kept.evict()
-    assert kept.take(texts[2], False) is None
+    assert kept.find(texts[2], False) is None
     assert kept.memory_bytes == 2 * CACHE_BYTES
     assert kept.clear()
     assert not kept.clear()
     assert not kept.evict()
     assert kept.memory_bytes == len(kept) == 0
+
+
+def test_one_can_be_kept_from_making_room() -> None:
+    """Such as that which is about to be copied from."""
+    one, other = retained([1] * 20), retained([2] * 20)
+    kept = keeping(one, other)
+    assert kept.evict(one)
+    assert not kept.evict(one)
+    assert taken(kept, [1] * 20)[0] is one
+
+
+def test_features_take_memory_too() -> None:
+    """Those of all parts, and as long as they are kept."""
+    kept = keeping(one := retained(LONG, [features(0, 20), features(20, 10)]))
+    assert kept.memory_bytes == one.memory_bytes == CACHE_BYTES + 30 * 2
+    assert kept.evict()
+    assert kept.memory_bytes == 0
 
 
 def test_a_limit_of_none_keeps_none() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def table(
 ) -> SessionTable[str]:
     """A table with some open sessions."""
     sessions: SessionTable[str] = SessionTable(
-        session_limit, memory_limit, retained_limit=retained_limit
+        session_limit, memory_limit, retained_limit=retained_limit, token_bytes=CACHE_BYTES // 256
     )
     for name in names:
         sessions.open(prefill(name))
@@ -519,6 +520,67 @@ def test_retained_sessions_make_room_before_idle_ones() -> None:
             assert sessions.kv_cache_bytes + sessions.retained_bytes == 2 * CACHE_BYTES
     assert names_in(sessions) == {"c", "d"}
     assert sessions.retained_bytes == 0
+
+
+def retaining(*first_tokens: int, memory_limit: int) -> SessionTable[str]:
+    """A table with some closed sessions of 40 tokens, of which the first token says which are alike."""
+    sessions = table(session_limit=9, memory_limit=memory_limit, retained_limit=9)
+    for first in first_tokens:
+        spoken(sessions, "closed", tuple(range(first, first + 40)))
+        sessions.close("closed")
+    return sessions
+
+
+def test_copies_of_a_beginning_stay_within_the_memory_limit() -> None:
+    """Others that are retained make room first; the one copied from is handed over at the end."""
+    sessions = retaining(100, 200, 300, memory_limit=4 * CACHE_BYTES)
+    held = []
+    with ExitStack() as in_use:
+        for name in "abcd":
+            one = sessions.open(Prefill(name, (*TEXT[:22], 1, 2), 0, SETTINGS))
+            in_use.enter_context(sessions.holding(one))
+            sessions.reuse(one, with_features=False)
+            assert cached_rows(one) == list(range(22))
+            sessions.make_room([])
+            held.append((sessions.kv_cache_bytes, sessions.retained_bytes))
+    assert [(live // CACHE_BYTES, kept // CACHE_BYTES) for live, kept in held] == [
+        (1, 3),
+        (2, 2),
+        (3, 1),
+        (4, 0),
+    ]
+
+
+def test_a_session_does_not_hold_much_more_than_it_needs() -> None:
+    """With no room for a copy, what is retained stays as it is where most of it would be lost."""
+    sessions = retaining(100, memory_limit=2 * CACHE_BYTES)
+    sessions.open(prefill("other"))
+    with sessions.using("other") as other:
+        fill(other, 1)
+        assert reused(sessions, (*TEXT[:16], 1, 2)) == []
+        assert sessions.retained_bytes == CACHE_BYTES
+
+
+@pytest.mark.parametrize(("row_count", "kept"), [(20, 3), (257, 2), (600, 1), (5000, 0)])
+def test_retained_sessions_make_room_before_a_pass(row_count: int, kept: int) -> None:
+    """As many as its rows need, in whole blocks, and none where the cache has them already."""
+    sessions = retaining(100, 200, 300, memory_limit=4 * CACHE_BYTES)
+    sessions.open(prefill("s"))
+    with sessions.using("s") as one:
+        fill(one, 10)
+        sessions.make_room([(one.cache, row_count)])
+        assert sessions.retained_bytes == kept * CACHE_BYTES
+        assert sessions.kv_cache_bytes == CACHE_BYTES
+
+
+def test_a_copy_that_fails_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session is read anew, and what it could not have is used no more than before."""
+    sessions = retaining(100, 200, memory_limit=8 * CACHE_BYTES)
+    monkeypatch.setattr(LayerRows, "copied", lambda *_: None)
+    assert reused(sessions, (*TEXT[:20], 1, 2)) == []
+    assert sessions.evict_retained()
+    assert reused(sessions, name="its own") == []
+    assert sessions.retained_bytes == CACHE_BYTES
 
 
 def test_retained_sessions_can_be_freed() -> None:
