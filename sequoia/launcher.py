@@ -45,7 +45,7 @@ class LaunchOptions:
     """What to run, and where clients reach it.
 
     Attributes:
-        threads: of each worker on a CPU; 0 leaves it to torch.
+        threads: of each worker on a CPU; 0 leaves it to torch, None to the workers' variable.
         placement: of the target; None leaves it to the target's own default.
         device_memory: bytes for the target on its device; None for most of what is free.
         host_memory: bytes of the host for a target that is streamed to a GPU.
@@ -58,7 +58,7 @@ class LaunchOptions:
         target_replicas: how many target workers.
         draft_replicas: how many draft workers.
         drain_seconds: how long requests may go on when the system is told to end.
-        prefix_cache: whether workers keep what closed sessions have read; True leaves it to them.
+        prefix_cache: whether workers keep what closed sessions have read; None leaves it to them.
         metrics_port: of the coordinator's /metrics; planner, target and draft take the next three.
             0 for none.
     """
@@ -71,7 +71,7 @@ class LaunchOptions:
     dtype: str = "auto"
     device: str = "auto"
     log_level: str = "info"
-    threads: int = 0
+    threads: int | None = None
     max_batch_size: int | None = None
     replan_seconds: float | None = None
     placement: str | None = None
@@ -85,7 +85,7 @@ class LaunchOptions:
     target_replicas: int = 1
     draft_replicas: int = 1
     drain_seconds: float = 0.0
-    prefix_cache: bool = True
+    prefix_cache: bool | None = None
 
     def metrics(self, module: str) -> int:
         """The port of a role's metrics."""
@@ -101,9 +101,12 @@ class LaunchOptions:
             }
         )
 
-    def caching(self) -> list[str]:
-        """The workers' flag that says what they keep of closed sessions."""
-        return [] if self.prefix_cache else ["--no-prefix-cache"]
+    def working(self) -> list[str]:
+        """The workers' flags for what both do alike."""
+        threads = _flags({"--threads": self.threads})
+        if self.prefix_cache is None:
+            return threads
+        return [*threads, "--prefix-cache" if self.prefix_cache else "--no-prefix-cache"]
 
     def planning(self) -> list[str]:
         """The planner's flags."""
@@ -337,11 +340,9 @@ class LocalSystem:
             self.redis_url = self._valkey.url
         common = options.common()
         model = [*common, "--target", options.target, "--dtype", options.dtype]
-        model += ["--device", options.device, *options.caching()]
+        model += ["--device", options.device, *options.working()]
         draft_options = ["--draft", options.draft] if options.draft else []
         self._say("starting the draft and target workers")
-        if options.threads:
-            model += ["--threads", str(options.threads)]
         for _ in range(options.target_replicas):
             self._launch("target_service", [*model, *options.placing()])
         for _ in range(options.draft_replicas):

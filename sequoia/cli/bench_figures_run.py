@@ -53,7 +53,7 @@ class FiguresBenchmark:
             PromptsError, ModelError, SequoiaError: as their makers say.
         """
         fetch_models(self._options)
-        torch.set_num_threads(self._options.threads)
+        torch.set_num_threads(self._threads)
         environment = Environment.gather(self._options.device)
         for number in numbers:
             if number not in ON_THE_SYSTEM:
@@ -81,7 +81,7 @@ class FiguresBenchmark:
     def _forward(self) -> list[forward_times.Line]:
         kinds = [(self.target, dtype) for dtype in FORWARD_DTYPES]
         kinds += [(reference, WIDE_DTYPE) for reference in self.wide]
-        device, threads = self._options.device, self._options.threads
+        device, threads = self._options.device, self._threads
         makers = [
             MakePassTimer("target", reference, None, dtype, device, threads)
             for reference, dtype in kinds
@@ -112,6 +112,10 @@ class FiguresBenchmark:
                 yield "6", regret.make_result(*figures.regret(sweep), *place)
 
     @cached_property
+    def _threads(self) -> int:
+        return self.threads or torch.get_num_threads()
+
+    @cached_property
     def _options(self) -> LaunchOptions:
         device, dtype = chosen_place(self.device, self.dtype)
         return LaunchOptions(
@@ -119,7 +123,7 @@ class FiguresBenchmark:
             self.draft,
             dtype=dtype,
             device=device,
-            threads=self.threads or torch.get_num_threads(),
+            threads=self._threads,
             replan_seconds=HELD_SECONDS,
             prefix_cache=False,
         )
@@ -149,7 +153,7 @@ class FiguresBenchmark:
             "wide": [shown(reference) for reference in self.wide],
             "dtype": self._options.dtype,
             "device": self._options.device,
-            "threads": self._options.threads,
+            "threads": self._threads,
             "temperature": self.temperature,
             "max_new_tokens": self.max_new_tokens,
             "prompts": self.prompts.name,

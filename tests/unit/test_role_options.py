@@ -9,9 +9,9 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from sequoia import config
+from sequoia import cli, config
 from sequoia.certificates import write_certificates
-from sequoia.launcher import LaunchOptions
+from sequoia.launcher import LaunchError, LaunchOptions
 from sequoia.rpc import role as role_module
 
 ROOT = Path(__file__).parents[2]
@@ -154,10 +154,35 @@ def test_a_system_hands_the_placement_to_its_target() -> None:
     assert chosen.placing() == ["--placement", "offload", "--device-memory", "1073741824"]
 
 
-def test_a_system_hands_the_prefix_cache_to_its_workers() -> None:
-    """Only to turn it off: otherwise it is their own default, or their variable."""
-    assert LaunchOptions("t").caching() == []
-    assert LaunchOptions("t", prefix_cache=False).caching() == ["--no-prefix-cache"]
+def test_a_system_hands_threads_and_the_prefix_cache_to_its_workers() -> None:
+    """Whatever was chosen, since their variables count otherwise, as where nothing was."""
+    assert LaunchOptions("t").working() == []
+    assert LaunchOptions("t", prefix_cache=False).working() == ["--no-prefix-cache"]
+    chosen = LaunchOptions("t", threads=0, prefix_cache=True)
+    assert chosen.working() == ["--threads", "0", "--prefix-cache"]
+
+
+def test_flags_of_a_system_come_before_its_workers_variables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`sequoia up` says both, whether they were given or not; it has read the variables itself."""
+    up = importlib.import_module("sequoia.cli.up")
+    chosen: list[LaunchOptions] = []
+
+    def start(options: LaunchOptions) -> None:
+        chosen.append(options)
+        raise LaunchError("that is enough")
+
+    monkeypatch.setattr(up, "LocalSystem", start)
+    monkeypatch.setattr(up, "fetch_models", lambda _: None)
+    environment = {"SEQUOIA_PREFIX_CACHE": "false", "SEQUOIA_THREADS": "3"}
+    for arguments in (["--port", "0"], ["--port", "0", "--prefix-cache", "--threads", "0"]):
+        result = CliRunner().invoke(cli.app, ["up", *arguments], env=environment)
+        assert "that is enough" in result.output
+    assert [options.working() for options in chosen] == [
+        ["--threads", "3", "--no-prefix-cache"],
+        ["--threads", "0", "--prefix-cache"],
+    ]
 
 
 def test_a_system_hands_its_limits_to_the_planner() -> None:
