@@ -118,6 +118,16 @@ def test_every_service_is_confined_and_bounded(compose: dict[str, Any]) -> None:
         assert service["restart"] == ("on-failure:3" if name == "models" else "unless-stopped")
 
 
+def test_one_variable_turns_the_prefix_cache_off(compose: dict[str, Any]) -> None:
+    """On both workers, which keep what closed sessions have read unless it says otherwise."""
+    text = COMPOSE.read_text("utf-8")
+    for value in ("true", "false"):
+        given = yaml.safe_load(text.replace("${SEQUOIA_PREFIX_CACHE:-true}", value))
+        for name in ("target", "draft"):
+            assert given["services"][name]["environment"]["SEQUOIA_PREFIX_CACHE"] == value
+            assert compose["services"][name]["environment"]["SEQUOIA_PREFIX_CACHE"] == "true"
+
+
 def test_caches_leave_room_for_the_weights(compose: dict[str, Any]) -> None:
     """Keys and values may take a quarter of a worker's memory."""
     for name in ("target", "draft"):

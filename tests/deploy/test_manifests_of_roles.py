@@ -61,6 +61,17 @@ def test_roles_are_scraped_where_they_answer(resources: tuple[Resource, ...]) ->
         }, role
 
 
+def test_one_variable_turns_the_prefix_cache_off(resources: tuple[Resource, ...]) -> None:
+    """Both workers have it from the config map."""
+    for role, container in role_containers(resources):
+        sources = {one["name"]: one.get("valueFrom") for one in container["env"]}
+        assert ("SEQUOIA_PREFIX_CACHE" in sources) == (role in ("target_service", "draft_service"))
+        if role in ("target_service", "draft_service"):
+            reference = sources["SEQUOIA_PREFIX_CACHE"]["configMapKeyRef"]
+            assert reference["key"] == "SEQUOIA_PREFIX_CACHE"
+            assert environment_of(resources, container)["SEQUOIA_PREFIX_CACHE"] == "true"
+
+
 def test_roles_read_every_variable_that_they_are_given(resources: tuple[Resource, ...]) -> None:
     """A variable that the role does not read is a setting that does nothing."""
     for role, container in role_containers(resources):
