@@ -122,7 +122,7 @@ def _compared_passes(sharded: LeadingModel, whole: TreeModel) -> list[float]:
 
 @torch.inference_mode()
 def _lives(model: TreeModel) -> list[PassOutput]:
-    """Two sessions together, of which one outlives the other, a copy, and a time with nothing to do."""
+    """Two sessions together, of which one outlives the other, copies, and a time with nothing to do."""
     first, second = KVCache(), KVCache()
     model.prefill(first, [3, 1, 4, 1, 5])
     model.prefill(second, [2, 7, 1])
@@ -135,7 +135,10 @@ def _lives(model: TreeModel) -> list[PassOutput]:
             cache.keep(start, [start + node for node in path])
     copy = first.repeated(40)
     outputs += model.forward([Segment.chain(copy, [9, 8])])
-    del first, copy, trees
+    beginning = first.copied(4)
+    assert beginning
+    outputs += model.forward([Segment.chain(cache, [9, 8, 7]) for cache in (beginning, first)])
+    del first, copy, beginning, trees
     if model.shard_count > 1:
         time.sleep(1.2 * PASS_TIMEOUT.total_seconds())  # longer than ranks wait for each other
     outputs += model.forward([Segment.chain(second, [9, 8, 7])])

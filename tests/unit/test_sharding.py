@@ -13,7 +13,7 @@ from sequoia.runtime.cache import KVCache
 from sequoia.runtime.catalogue import ModelError
 from sequoia.runtime.segment import Segment
 from sequoia.runtime.sharding.loading import check_shardable, device_of
-from sequoia.runtime.sharding.orders import End, Move, Order, Pass, Share, decode, encode
+from sequoia.runtime.sharding.orders import Copy, End, Move, Order, Pass, Share, decode, encode
 from sequoia.runtime.sharding.ranks import VARIABLES, Ranks, chosen_ranks
 from sequoia.tree import Topology
 from target_service.__main__ import app
@@ -145,7 +145,7 @@ def test_a_segment_that_does_not_see_its_whole_cache_is_refused() -> None:
         Share.of(dataclasses.replace(segment, visible=visible), 1)
 
 
-@pytest.mark.parametrize("order", [Move(1, 5, [7, 9]), End()])
+@pytest.mark.parametrize("order", [Move(1, 5, [7, 9]), Copy(2, 1, 300), End()])
 def test_an_order_arrives_as_it_was(order: Order) -> None:
     """Those without segments."""
     assert decode(encode(order, [])) == (order, [])

@@ -11,7 +11,7 @@ import torch
 from sequoia.runtime.cache import KVCache
 from sequoia.runtime.forward import TreeModel
 from sequoia.runtime.sharding.group import Group
-from sequoia.runtime.sharding.orders import Move, Order, Pass, PlainEnds, Repeat, decode
+from sequoia.runtime.sharding.orders import Copy, Move, Order, Pass, PlainEnds, Repeat, decode
 
 log = structlog.get_logger(__name__)
 
@@ -74,6 +74,9 @@ class Follower:
                 self.caches[number].keep(start, rows)
             case Repeat(number, one, length):
                 self.caches[number] = self.caches[one].repeated(length)
+            case Copy(number, one, length):
+                if copy := self.caches[one].copied(length):
+                    self.caches[number] = copy
             case _:
                 return False
         return True

@@ -17,7 +17,17 @@ from sequoia.runtime.cache import KVCache, LayerRows, Rows
 from sequoia.runtime.forward import PassOutput, TreeModel
 from sequoia.runtime.segment import Segment
 from sequoia.runtime.sharding.group import Group
-from sequoia.runtime.sharding.orders import End, Move, Order, Pass, PlainEnds, Repeat, Share, encode
+from sequoia.runtime.sharding.orders import (
+    Copy,
+    End,
+    Move,
+    Order,
+    Pass,
+    PlainEnds,
+    Repeat,
+    Share,
+    encode,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -85,8 +95,11 @@ class ShardRows(LayerRows):
             super().move(start, rows)
 
     def copied(self, length: int) -> Rows | None:
-        """See `Rows`; none is made: retained rows serve whom they can be handed over to."""
-        return None
+        """See `Rows`."""
+        other = self._lead.new_rows()
+        with self._lead.ordering(Copy(other.number, self.number, length)):
+            other.copy(self, length)
+        return other
 
     def repeated(self, length: int) -> Rows:
         """See `Rows`."""

@@ -87,12 +87,23 @@ class Repeat:
 
 
 @dataclass(frozen=True, slots=True)
+class Copy:
+    """`Rows.copied`: a new cache."""
+
+    cache: int
+    one: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """Nothing more."""
 
 
-Order = Pass | PlainEnds | Move | Repeat | End
-ORDERS: dict[str, Any] = {order.__name__: order for order in (Pass, PlainEnds, Move, Repeat, End)}
+Order = Pass | PlainEnds | Move | Repeat | Copy | End
+ORDERS: dict[str, Any] = {
+    order.__name__: order for order in (Pass, PlainEnds, Move, Repeat, Copy, End)
+}
 
 
 def encode(order: Order, freed: list[int]) -> bytes:
