@@ -148,7 +148,7 @@ class WorkerPool:
             worker.is_alias = other.info.instance_id == info.instance_id
             if worker.is_alias:
                 return f"is reached at {other.address} already"
-            if (other.info.model, other.info.dtype) != (info.model, info.dtype):
+            if (other.info.model_sha256, other.info.dtype) != (info.model_sha256, info.dtype):
                 theirs = f"{other.info.model} in {other.info.dtype}"
                 return f"in {info.dtype} is not that of the worker at {other.address}, {theirs}"
         return needed.misfit(info)

@@ -173,7 +173,7 @@ class Worker:
 
     def _take_note(self, info: WorkerInfo) -> None:
         self.info = info
-        foreign = max(info.session_count - self.room.session_count, 0)
+        foreign = max(info.active_session_count - self.room.session_count, 0)
         self._foreign_counts = (self._foreign_counts[1], foreign)
 
     def close_session(self, session_id: str) -> None:

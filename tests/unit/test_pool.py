@@ -77,7 +77,7 @@ async def test_sessions_of_other_coordinators_count_once_they_stay() -> None:
     """Seen twice in a row: ours that are just being closed are not theirs."""
     async with found(ONE, TWO) as (pool, fleet):
         worker = pool.workers[0]
-        fleet.channels[ONE].info = replace(INFO, instance_id=ONE, session_count=5)
+        fleet.channels[ONE].info = replace(INFO, instance_id=ONE, active_session_count=5)
         await worker.find(NEEDED.misfit)
         assert worker.session_count == 0
         await worker.find(NEEDED.misfit)
@@ -204,7 +204,7 @@ async def test_a_worker_that_comes_gets_sessions_and_one_that_leaves_gets_none(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model": "other"}, "is not that of the worker at 10.0.0.1:1, m in float32"),
+        ({"model_sha256": "other"}, "is not that of the worker at 10.0.0.1:1, m in float32"),
         ({"dtype": "bfloat16"}, "in bfloat16 is not that of the worker at 10.0.0.1:1"),
         ({"instance_id": ONE}, "is reached at 10.0.0.1:1 already"),
         ({"tokenizer_sha256": "x"}, "has another tokenizer"),
