@@ -17,13 +17,13 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from sequoia.distillation.target import Target
-from sequoia.runtime.cache import cache_argument
 from sequoia.runtime.loading import (
     BORROWED_DRAFT_FILE,
     BORROWED_DRAFT_FORMAT,
     FUSION,
     tensor_sha256,
 )
+from sequoia.runtime.pass_cache import cache_argument
 
 OUTPUTS = frozenset({"o_proj", "down_proj", "c_proj", "out_proj", "dense", "fc2", "w2"})
 """What the last matrices of attention and of the feed-forward part are called, by architecture."""

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from sequoia.messages import PREFILL_CHUNK
-from sequoia.runtime.cache import Homes, KVCache, OnDevice, PassCache, cache_argument
+from sequoia.runtime.cache import KVCache
 from sequoia.runtime.native.decoder import NativeDecoder
+from sequoia.runtime.pass_cache import Homes, OnDevice, PassCache, cache_argument
 from sequoia.runtime.segment import Segment
 
 

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sequoia.runtime.cache import GROWTH_ROWS, KVCache, LayerRows, PassCache
+from sequoia.runtime.cache import GROWTH_ROWS, KVCache
+from sequoia.runtime.layer_rows import LayerRows
+from sequoia.runtime.pass_cache import PassCache
 
 HEADS, KEY_DIM, VALUE_DIM = 2, 3, 5
 

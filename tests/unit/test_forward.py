@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sequoia.messages import PREFILL_CHUNK
-from sequoia.runtime.cache import KVCache, LayerRows
+from sequoia.runtime.cache import KVCache
 from sequoia.runtime.catalogue import ModelError
 from sequoia.runtime.forward import TreeModel
+from sequoia.runtime.layer_rows import LayerRows
 from sequoia.runtime.segment import Segment
 from sequoia.runtime.selfcheck import PREFIX_LENGTH, check_tree_attention
 from sequoia.tree import ROOT_ONLY, Topology

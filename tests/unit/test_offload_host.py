@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sequoia.runtime.cache import GROWTH_ROWS, KVCache, LayerRows
+from sequoia.runtime.cache import GROWTH_ROWS, KVCache
 from sequoia.runtime.catalogue import ModelError
+from sequoia.runtime.layer_rows import LayerRows
 from sequoia.runtime.offload import loading
 from sequoia.runtime.offload.budget import smallest
 from sequoia.runtime.offload.checkpoint import Stored

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from sequoia.errors import CapacityError
 from sequoia.messages import Prefill, SessionSettings
-from sequoia.runtime.cache import GROWTH_ROWS, KVCache, LayerRows
+from sequoia.runtime.cache import GROWTH_ROWS, KVCache
 from sequoia.runtime.footprint import kv_bytes_per_token
 from sequoia.runtime.forward import TreeModel
+from sequoia.runtime.layer_rows import LayerRows
 from sequoia.runtime.loading import load_model
 from sequoia.runtime.offload.host_rows import HostRows
 from sequoia.runtime.offload.kv_tier import KVTier

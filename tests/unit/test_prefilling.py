@@ -15,9 +15,10 @@ import torch
 from draft_service.grower import Grower
 from sequoia.errors import CapacityError, StaleStepError, UnknownSessionError
 from sequoia.messages import Prefill, Prefilled, SessionSettings, StepHeader, VerifyTree
-from sequoia.runtime.cache import KVCache, LayerRows
+from sequoia.runtime.cache import KVCache
 from sequoia.runtime.features import pack_features, unpack_features
 from sequoia.runtime.forward import PassOutput, TreeModel
+from sequoia.runtime.layer_rows import LayerRows
 from sequoia.runtime.loading import load_draft
 from sequoia.runtime.pace import LEAST_TOKENS, MOST_TOKENS
 from sequoia.runtime.segment import Segment

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sequoia.messages import Features
-from sequoia.runtime.cache import GROWTH_ROWS, KVCache, LayerRows
+from sequoia.runtime.cache import GROWTH_ROWS, KVCache
+from sequoia.runtime.layer_rows import LayerRows
 from sequoia.runtime.retained import LEAST_SHARED_TOKENS, RetainedSession, RetainedSessions
 
 CACHE_BYTES = 2 * GROWTH_ROWS * 4  # keys and values of one block, one head, one number each

@@ -9,7 +9,8 @@ import torch
 
 from sequoia.errors import CapacityError, MalformedTreeError, StaleStepError, UnknownSessionError
 from sequoia.messages import Prefill, SessionSettings, StepHeader
-from sequoia.runtime.cache import KVCache, LayerRows
+from sequoia.runtime.cache import KVCache
+from sequoia.runtime.layer_rows import LayerRows
 from sequoia.runtime.session import Session
 from sequoia.runtime.sessions import SessionTable
 from sequoia.settings import DrawRule, SamplingSettings

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from sequoia.runtime.cache import LayerRows
 from sequoia.runtime.device import finish
+from sequoia.runtime.layer_rows import LayerRows
 from sequoia.runtime.offload.shelf import RowShape, Shelf
 
 

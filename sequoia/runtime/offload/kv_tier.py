@@ -8,18 +8,12 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from sequoia.runtime.cache import (
-    GROWTH_ROWS,
-    KVCache,
-    LayerRows,
-    OnDevice,
-    Rows,
-    grown_capacity,
-    nothing_to_spare,
-)
+from sequoia.runtime.cache import GROWTH_ROWS, KVCache, Rows, grown_capacity
+from sequoia.runtime.layer_rows import LayerRows
 from sequoia.runtime.offload.host_rows import HostRows
 from sequoia.runtime.offload.shelf import Shelf
 from sequoia.runtime.offload.windows import Guest, Windows
+from sequoia.runtime.pass_cache import OnDevice, nothing_to_spare
 
 
 class KVTier:

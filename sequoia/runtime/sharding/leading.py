@@ -13,8 +13,9 @@ from typing import Any
 import structlog
 from torch import Tensor
 
-from sequoia.runtime.cache import KVCache, LayerRows, Rows
+from sequoia.runtime.cache import KVCache, Rows
 from sequoia.runtime.forward import PassOutput, TreeModel
+from sequoia.runtime.layer_rows import LayerRows
 from sequoia.runtime.segment import Segment
 from sequoia.runtime.sharding.group import Group
 from sequoia.runtime.sharding.orders import (
