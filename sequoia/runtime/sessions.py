@@ -243,7 +243,7 @@ class SessionTable(Generic[Reply]):
         with self._lock:
             for session in self._in_use:
                 self._count(session)
-            while self._held_bytes + self._retained.memory_bytes > self.kv_cache_limit_bytes:
+            while self._is_over_limit:
                 if not (self._retained.evict() or self._evict()):
                     raise CapacityError(
                         f"the KV cache needs {self._held_bytes} bytes, over the limit of "
@@ -252,6 +252,10 @@ class SessionTable(Generic[Reply]):
                         limit=self.kv_cache_limit_bytes,
                         value=self._held_bytes,
                     )
+
+    @property
+    def _is_over_limit(self) -> bool:
+        return self._held_bytes + self._retained.memory_bytes > self.kv_cache_limit_bytes
 
     def _growth(self, cache: KVCache, row_count: int) -> int:
         """Bytes that a cache takes beyond its own when it comes to hold so many rows."""
@@ -324,6 +328,8 @@ class SessionTable(Generic[Reply]):
             tokens, features = session.token_ids, session.features_given
             self._retained.add(RetainedSession.of(tokens, session.cache, features))
         self.drop(session)
+        while self._is_over_limit and self._retained.evict():  # its features count from now on
+            pass
 
     def _holds(self, session: Session[Reply]) -> bool:
         return self._sessions.get(session.session_id) is session

@@ -574,6 +574,18 @@ def test_retained_sessions_make_room_before_a_pass(row_count: int, kept: int) ->
         assert sessions.kv_cache_bytes == CACHE_BYTES
 
 
+def test_features_of_a_closed_session_stay_within_the_memory_limit() -> None:
+    """They count from its end on, when the longest unused one makes room for them."""
+    sessions = retaining(200, memory_limit=2 * CACHE_BYTES)
+    spoken(sessions, "s")
+    with sessions.using("s") as one:
+        one.features_given = [np.zeros((10, 1), np.uint16)]
+    sessions.enforce_memory_limit()
+    assert sessions.retained_bytes == CACHE_BYTES
+    sessions.close("s")
+    assert sessions.retained_bytes == CACHE_BYTES + 20
+
+
 def test_a_copy_that_fails_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The session is read anew, and what it could not have is used no more than before."""
     sessions = retaining(100, 200, memory_limit=8 * CACHE_BYTES)
