@@ -13,8 +13,9 @@ import structlog
 
 from sequoia.errors import CapacityError, UnknownSessionError
 from sequoia.messages import Prefill
-from sequoia.runtime.cache import KVCache, grown_capacity
-from sequoia.runtime.retained import LEAST_SHARED_TOKENS, RetainedSession, RetainedSessions
+from sequoia.runtime.cache import KVCache
+from sequoia.runtime.kv_budget import KVBudget
+from sequoia.runtime.retained import RetainedSession
 from sequoia.runtime.session import Session
 
 log = structlog.get_logger(__name__)
@@ -47,15 +48,12 @@ class SessionTable(Generic[Reply]):
         token_bytes: int = 0,
     ) -> None:
         self.session_limit = session_limit
-        self.kv_cache_limit_bytes = kv_cache_limit_bytes
         self._idle_seconds = idle_seconds
         self._clock = clock
         self._on_evicted = on_evicted
-        self._token_bytes = token_bytes
         self._sessions: OrderedDict[str, Session[Reply]] = OrderedDict()
-        self._retained = RetainedSessions(retained_limit)
+        self._budget = KVBudget(kv_cache_limit_bytes, token_bytes, retained_limit)
         self._in_use: set[Session[Reply]] = set()
-        self._held_bytes = 0
         self._lock = RLock()
 
     def __len__(self) -> int:
@@ -72,17 +70,17 @@ class SessionTable(Generic[Reply]):
     @property
     def kv_cache_bytes(self) -> int:
         """Bytes of KV cache that all sessions hold."""
-        return self._held_bytes
+        return self._budget.held_bytes
 
     @property
     def retained_bytes(self) -> int:
         """Bytes of what is kept of closed ones; never beside more of the others than the limit allows."""
-        return self._retained.memory_bytes
+        return self._budget.retained.memory_bytes
 
     @property
     def retains(self) -> bool:
         """Whether closed sessions are retained."""
-        return self._retained.limit > 0
+        return self._budget.retained.limit > 0
 
     def open(self, prefill: Prefill) -> Session[Reply]:
         """Make a session, replacing one of the same name and evicting an idle one if needed.
@@ -179,41 +177,28 @@ class SessionTable(Generic[Reply]):
             session.is_closing = True
             if self._holds(session):
                 del self._sessions[session.session_id]
-                self._held_bytes -= session.counted_bytes
+                self._budget.held_bytes -= session.counted_bytes
 
     def reuse(self, session: Session[Reply], with_features: bool) -> None:
         """Let a session that has read nothing yet begin with what a retained one has in common with it.
 
         Called on the device's thread alone, which is where rows are copied. Of its tokens the last one
-        is not to be read. Rows are handed over where hardly any are lost thereby, and otherwise copied, so
-        that a conversation is not given up for the few words with which all of them begin. Where others
-        that are retained leave no room for a copy, rows are handed over as long as half of them are of use.
+        is not to be read.
 
         Args:
             session: which is in use.
             with_features: whether the tokens' features are wanted as well.
         """
         with self._lock:
-            found = self._retained.find(session.token_ids[:-1], with_features)
-            if found is None:
-                return
-            retained, count = found
-            wasted = retained.wasted(count)
-            has_room = wasted >= LEAST_SHARED_TOKENS and self._make_room(
-                self._token_bytes * grown_capacity(0, count), retained
-            )
-            if not has_room:
-                if wasted > count:
-                    return
-                self._retained.remove(retained)
-        cache = retained.copied(count) if has_room else retained.handed_over(count)
-        if cache is None:
+            self._count_all()
+            beginning = self._budget.beginning(session.token_ids[:-1], with_features)
+        if beginning is None or (cache := beginning.cache()) is None:
             return
         with self._lock:
-            self._retained.use(retained)
-        session.cache, session.reused_count = cache, count
+            self._budget.retained.use(beginning.retained)
+        session.cache, session.reused_count = cache, beginning.token_count
         if with_features:
-            session.features_given = [retained.features_of(count)]
+            session.features_given = [beginning.retained.features_of(beginning.token_count)]
 
     def make_room(self, growing: Iterable[tuple[KVCache, int]]) -> None:
         """Evict retained sessions before a pass, as far as it takes more memory than they leave.
@@ -222,17 +207,18 @@ class SessionTable(Generic[Reply]):
             growing: caches of sessions in use, and how many rows they may come to have.
         """
         with self._lock:
-            self._make_room(sum(self._growth(cache, rows) for cache, rows in growing))
+            self._count_all()
+            self._budget.make_room_for_rows(growing)
 
     def evict_retained(self) -> bool:
         """Free the least recently used of the retained sessions, if there is one."""
         with self._lock:
-            return self._retained.evict()
+            return self._budget.retained.evict()
 
     def free_retained(self) -> bool:
         """Free all retained sessions; says whether there were any."""
         with self._lock:
-            return self._retained.clear()
+            return self._budget.retained.clear()
 
     def enforce_memory_limit(self) -> None:
         """Evict retained sessions, then idle ones, until the KV cache fits its limit again.
@@ -241,44 +227,16 @@ class SessionTable(Generic[Reply]):
             CapacityError: what is in use alone is over the limit.
         """
         with self._lock:
-            for session in self._in_use:
-                self._count(session)
-            while self._is_over_limit:
-                if not (self._retained.evict() or self._evict()):
+            self._count_all()
+            while self._budget.is_exceeded:
+                if not (self._budget.retained.evict() or self._evict()):
                     raise CapacityError(
-                        f"the KV cache needs {self._held_bytes} bytes, over the limit of "
-                        f"{self.kv_cache_limit_bytes}",
+                        f"the KV cache needs {self._budget.held_bytes} bytes, over the limit of "
+                        f"{self._budget.limit_bytes}",
                         field="kv_cache_limit_bytes",
-                        limit=self.kv_cache_limit_bytes,
-                        value=self._held_bytes,
+                        limit=self._budget.limit_bytes,
+                        value=self._budget.held_bytes,
                     )
-
-    @property
-    def _is_over_limit(self) -> bool:
-        return self._held_bytes + self._retained.memory_bytes > self.kv_cache_limit_bytes
-
-    def _growth(self, cache: KVCache, row_count: int) -> int:
-        """Bytes that a cache takes beyond its own when it comes to hold so many rows."""
-        held = cache.memory_bytes
-        capacity = held // max(self._token_bytes, 1)
-        if row_count <= capacity:
-            return 0
-        return max(self._token_bytes * grown_capacity(capacity, row_count) - held, 0)
-
-    def _make_room(self, byte_count: int, kept: RetainedSession | None = None) -> bool:
-        """Evict retained sessions until so many bytes are free; whether they are now.
-
-        `kept` is not evicted, and where it alone leaves too little room no other is.
-        """
-        for session in self._in_use:
-            self._count(session)
-        free = self.kv_cache_limit_bytes - self._held_bytes - byte_count
-        if kept is not None and kept.memory_bytes > free:
-            return False
-        while self._retained.memory_bytes > free:
-            if not self._retained.evict(kept):
-                return False
-        return True
 
     def _evict(self) -> bool:
         """Drop the least recently used session that nobody has used for a while, if there is one.
@@ -326,16 +284,22 @@ class SessionTable(Generic[Reply]):
         if self._holds(session) and is_whole and session.cache.is_retainable:
             session.drop_tree()
             tokens, features = session.token_ids, session.features_given
-            self._retained.add(RetainedSession.of(tokens, session.cache, features))
+            self._budget.retained.add(RetainedSession.of(tokens, session.cache, features))
         self.drop(session)
-        while self._is_over_limit and self._retained.evict():  # its features count from now on
+        while (
+            self._budget.is_exceeded and self._budget.retained.evict()
+        ):  # its features count from now on
             pass
 
     def _holds(self, session: Session[Reply]) -> bool:
         return self._sessions.get(session.session_id) is session
 
+    def _count_all(self) -> None:
+        for session in self._in_use:
+            self._count(session)
+
     def _count(self, session: Session[Reply]) -> None:
         """Bring the sum of bytes up to date with one session."""
         if self._holds(session):
             counted, session.counted_bytes = session.counted_bytes, session.cache.memory_bytes
-            self._held_bytes += session.counted_bytes - counted
+            self._budget.held_bytes += session.counted_bytes - counted
