@@ -39,8 +39,10 @@ def request_class(temperature: float, draw_rule: DrawRule) -> str:
 
 def pair_name(draft: WorkerInfo | None, target: WorkerInfo | None) -> str:
     """Names a pair of models in the statistics, whatever characters their references hold."""
-    names = "\n".join(f"{info.model_sha256 or info.model} {info.dtype}" if info else "" for info in (draft, target))
-    return hashlib.sha256(names.encode()).hexdigest()[:16]
+    names = (
+        f"{one.model_sha256 or one.model} {one.dtype}" if one else "" for one in (draft, target)
+    )
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
