@@ -31,7 +31,7 @@ test-containers: $(INSTALLED_DEV) ## Build the image and break the compose stack
 fuzz: $(INSTALLED_DEV) ## Feed damaged input to every RPC and to whatever reads Redis; FUZZ_INPUTS=1000 for less
 	$(BIN)/python -m tests.fuzz --inputs $(FUZZ_INPUTS)
 
-chaos: $(INSTALLED_DEV) ## Break the running system in every way, and write docs/reliability.md; FAULTS='redis or draft' for some
+chaos: $(INSTALLED_DEV) ## Break the running system in every way and write docs/reliability.md; FAULTS='redis or draft' for some
 	CHAOS_TESTS=1 $(BIN)/python -m pytest -p no:randomly -n 0 tests/chaos $(if $(FAULTS),-k '$(FAULTS)')
 
 check: $(INSTALLED_DEV) ## Lint, formatting, types, API comments and names

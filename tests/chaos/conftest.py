@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -16,7 +16,7 @@ from sequoia.cli.session import fetch_models
 from sequoia.embedded_valkey import EmbeddedValkey
 from sequoia.launcher import LocalSystem
 from tests.chaos import requests
-from tests.chaos.journal import Journal
+from tests.chaos.journal import PAGE, RESULTS, ROOT, Journal
 from tests.chaos.load import CLIENTS, Load, Tokens
 from tests.chaos.page import table
 from tests.chaos.system import OPTIONS, Processes, hold_plan, running_system
@@ -80,20 +80,32 @@ async def _ask_all(system: LocalSystem) -> list[Tokens]:
     return [tuple(one.tokens) for one in sorted(load.asked, key=lambda one: one.number)]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Tell the journal whether the test passed of which it has figures."""
+    report = yield
+    journal = item.config.stash.get(JOURNAL, None)
+    if journal is not None and call.when == "call":
+        journal.close_test(has_passed=report.passed)
+    return report
+
+
 def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Show the table; write the page after a whole run in which nothing failed."""
+    """Show the table, and write the page from what passed."""
     journal = config.stash.get(JOURNAL, None)
-    if journal is None or not journal.figures:
+    if journal is None:
         return
-    Console(width=WIDTH, file=terminalreporter._tw._file).print(table(journal.in_order()).as_rich())
-    for figures in journal.in_order():
+    found = [*journal.passed, *journal.failed]
+    Console(width=WIDTH, file=terminalreporter._tw._file).print(table(found).as_rich())
+    for figures in found:
         if figures.note:
             terminalreporter.write_line(f"{figures.fault}: {figures.note}")
-    if exitstatus == 0 and not journal.missing:
+    if journal.passed:
         journal.write()
-        terminalreporter.write_line("docs/reliability.md is written")
-    else:
-        why = f"not run: {', '.join(journal.missing)}" if journal.missing else "tests failed"
-        terminalreporter.write_line(f"docs/reliability.md stays as it was; {why}")
+        terminalreporter.write_line(
+            f"written: {PAGE.relative_to(ROOT)}, {RESULTS.relative_to(ROOT)}"
+        )

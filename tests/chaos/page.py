@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from sequoia.bench.environment import Environment
 from sequoia.bench.report import Table
@@ -30,13 +32,16 @@ HEADER = (
 )
 
 
-def page(environment: Environment, figures: Sequence[Figures]) -> str:
-    """The whole page."""
+def page(environment: Environment, entries: Sequence[Mapping[str, Any]]) -> str:
+    """The whole page, from the entries of the figures file and the machine of the last run."""
+    names = {one.name for one in fields(Figures)}
+    figures = [Figures(**{key: entry[key] for key in names}) for entry in entries]
     models = f"{DEFAULT_TARGET} and its draft, {DTYPE}"
     place = [("models", models), *environment.as_rows()]
     return TEMPLATE.read_text(encoding="utf-8").format(
         table=table(figures).as_markdown(),
         notes=notes(figures),
+        runs=runs(environment, entries),
         place=Table("Where it ran", ("what", "which"), place, of_numbers=False).as_markdown(),
         limit=LIMIT_SECONDS,
         before=BEFORE_SECONDS,
@@ -60,6 +65,20 @@ def notes(figures: Sequence[Figures]) -> str:
     """What does not fit into the table."""
     told = [f"- {FAULTS[one.fault]}: {one.note}." for one in figures if one.note]
     return "\n".join([*told, ""])
+
+
+def runs(environment: Environment, entries: Sequence[Mapping[str, Any]]) -> str:
+    """What the last run did not measure, fault by fault; nothing after a whole run."""
+    told = [
+        f"- {FAULTS[entry['fault']]}: measured {entry['started_at']} at {entry['commit']}."
+        for entry in entries
+        if entry["started_at"] != environment.started_at
+    ]
+    missing = FAULTS.keys() - {entry["fault"] for entry in entries}
+    told += [f"- {words}: not measured yet." for name, words in FAULTS.items() if name in missing]
+    return (
+        "\n".join(["Not from the run named at the end of the page:", "", *told, ""]) if told else ""
+    )
 
 
 def _row(one: Figures) -> tuple[str, ...]:
