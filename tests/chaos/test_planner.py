@@ -41,7 +41,7 @@ async def test_without_the_planner_the_last_plan_stays_in_force(
         seconds = await until_serving(planner)
         return (
             "here the planner's own plan is in force, which leaves the draft idle; started again, it "
-            f"measured both workers while they served, and had a plan after {seconds:.1f} s"
+            f"recalled what was measured, and went on from that plan after {seconds:.1f} s"
         )
 
     figures = journal.add(await observe("planner_killed", load, disturb))
