@@ -23,6 +23,7 @@ from sequoia.tree import Topology
 
 KNOWN_LAYERS = frozenset({"full_attention", "sliding_attention", "global"})
 PREFIX_LENGTH = 140  # every part of an engine must come into play, those for longer texts too
+LONG_PASS_SECONDS = 2.0
 TREE = Topology((-1, 0, 0, 1, 2, 2))
 # Mean difference of log probabilities at the worst node, by the precision of the arithmetic. The
 # built-in target has 1e-5 and 0.1; where the mask is ignored it has 1.6.
@@ -83,12 +84,23 @@ def _along_paths(model: TreeModel) -> Tensor:
 def _tree_deviation(model: TreeModel, expected: Tensor) -> tuple[float, float]:
     """Difference of log probabilities between the tree and what is expected, at the worst node.
 
-    And the seconds of the pass over the tree.
+    And the seconds of the pass over the tree: of a short one the less of two, since the machine may have
+    been busy for a moment, and a model that is taken for slow is planned for otherwise.
     """
     prefix, nodes = _tokens(model)
     cache = KVCache()
     model.prefill(cache, prefix)
+    output, seconds = _timed_tree(model, cache, nodes)
+    if seconds < LONG_PASS_SECONDS:
+        cache.keep(len(prefix), [])
+        seconds = min(seconds, _timed_tree(model, cache, nodes)[1])
+    difference = (torch.log_softmax(output, -1) - expected.cpu()).abs().mean(-1)
+    return float(difference.max()), seconds
+
+
+def _timed_tree(model: TreeModel, cache: KVCache, nodes: tuple[int, ...]) -> tuple[Tensor, float]:
+    """Logits of a pass over the tree, `[nodes, output rows]`, and its seconds."""
     started = time.perf_counter()
     (over_tree,) = model.forward([Segment.tree(cache, TREE, nodes)])
-    difference = (torch.log_softmax(over_tree.logits, -1) - expected).abs().mean(-1)
-    return float(difference.max()), time.perf_counter() - started
+    logits = over_tree.logits.cpu()  # when they are here the pass is over
+    return logits, time.perf_counter() - started

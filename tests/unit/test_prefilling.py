@@ -581,7 +581,7 @@ async def test_prompts_that_share_a_pass_stay_within_the_memory_limit(
     model.let_all_go()
     await asyncio.gather(alone, *prompts)
 
-    assert len(model.chunks[-1]) == 4
+    assert len(model.chunks[model.chunks.index([9]) + 1]) == 4
     assert held == 7 * block
     assert worker.info().kv_cache_bytes == 5 * block
     assert worker.info().kv_cache_bytes + sessions.retained_bytes <= limit
