@@ -149,7 +149,7 @@ def test_passes_agree_with_those_of_the_whole_model(
     sharded, whole = found["kv_bytes_per_token"]
     assert sharded * SIZE == whole
     # Plain sequences, two sessions, two copies, one that is left; the checks', each alone; none at the end.
-    assert found["cache_counts"] == [0, 1, 2, 2, 2, 3, 4, 1, 0, 1, 1, 1, 0]
+    assert found["cache_counts"] == [0, 1, 2, 2, 2, 3, 4, 1, 0, 1, 1, 1, 1, 0]
 
 
 async def test_no_rank_outlives_another(nursery: Nursery, pair: tuple[Path, Path]) -> None:
