@@ -148,7 +148,7 @@ def until(condition: Callable[[], bool], seconds: float) -> None:
 def running_compose_stack(folder: Path) -> Iterator[ComposeStack]:
     """`docker compose up --wait`, and everything gone again at the end, the models' volume aside."""
     password = folder / "redis_password"
-    password.write_text("correct horse battery\n")
+    password.write_text("correct-horse-battery\n")
     password.chmod(0o444)
     override = folder / "override.yml"
     override.write_text(json.dumps({"secrets": {"redis_password": {"file": str(password)}}}))

@@ -190,9 +190,9 @@ def test_redis_wants_the_password_and_does_not_show_it(stack: ComposeStack) -> N
     authorised = 'REDISCLI_AUTH="$(cat /run/secrets/redis_password)" redis-cli exists sequoia:plan'
     assert stack.run_in("redis", authorised).strip() == "1"
     for service in ("redis", "planner", "coordinator"):
-        assert "correct horse" not in str(stack.inspect(service))
-        assert "correct horse" not in stack.run_in(service, "cat /proc/*/cmdline /proc/*/environ")
-        assert "correct horse" not in stack.compose("logs", "--no-color", service)
+        assert "correct-horse" not in str(stack.inspect(service))
+        assert "correct-horse" not in stack.run_in(service, "cat /proc/*/cmdline /proc/*/environ")
+        assert "correct-horse" not in stack.compose("logs", "--no-color", service)
 
 
 def test_the_stack_ends_in_order(stack: ComposeStack) -> None:
