@@ -25,7 +25,7 @@ WORDS = 6
 PROMPT = (3,)
 IN_FLIGHT = 48
 # Enumeration proves the rule; this is about the way through the service. 20,000 take twenty minutes.
-SAMPLES = int(os.environ.get("LOSSLESS_SAMPLES", "2500"))
+SAMPLES = int(os.environ.get("LOSSLESS_SAMPLES", "2000"))
 TREE = (-1, 0, 0, 1, 1, 2)
 
 
