@@ -54,17 +54,21 @@ class WorkerPool:
     @property
     def info(self) -> WorkerInfo | None:
         """What one of them says of itself, if possible one in use; None before one has been found."""
-        known = sorted(self.workers, key=lambda worker: not worker.is_available)
-        return next((worker.info for worker in known if worker.info), None)
+        known: WorkerInfo | None = None
+        for worker in self._workers.values():
+            if worker.is_available:
+                return worker.info
+            known = known or worker.info
+        return known
 
     @property
     def feature_size(self) -> int:
         """Elements of the features that targets give, or that drafts read; 0: none, or not known yet."""
-        return self.info.feature_size if self.info else 0
+        return info.feature_size if (info := self.info) else 0
 
     def with_passes(self, seconds: float) -> float:
         """A time, and that of a call's passes once one of the workers is known."""
-        return self.info.call_seconds(seconds) if self.info else seconds
+        return info.call_seconds(seconds) if (info := self.info) else seconds
 
     async def find(self, needed: Compatibility) -> WorkerInfo | None:
         """Look for all workers; what one of them says of itself, or None if none is there.

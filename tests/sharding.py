@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -86,13 +85,6 @@ def until_written(path: Path, text: str, seconds: float = 60.0) -> str:
         assert time.monotonic() < deadline, written
         time.sleep(0.01)
     return written
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main() -> None:

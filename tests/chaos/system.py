@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -137,14 +136,6 @@ class Processes:
 
 def _addresses(targets: Sequence[str], drafts: Sequence[str]) -> list[str]:
     return ["--target-address", ",".join(targets), "--draft-address", ",".join(drafts)]
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((LOCALHOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def start(*roles: RoleProcess) -> None:

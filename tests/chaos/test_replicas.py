@@ -20,7 +20,6 @@ from tests.chaos.signals import kill
 from tests.chaos.system import (
     OPTIONS,
     Processes,
-    free_port,
     get_ready,
     info_of,
     running_system,
@@ -28,6 +27,7 @@ from tests.chaos.system import (
     until_ended,
     until_serving,
 )
+from tests.scraping import free_port
 
 pytestmark = CHAOS
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -18,16 +17,9 @@ from sequoia.generation import FinishReason
 from sequoia.rpc.errors import RemoteError
 from sequoia.runtime.worker import WorkerLimits
 from tests.integration.test_faults import SEEDED
-from tests.stack import HOST, DraftRole, Stack, Stream, TargetRole, running_coordinator
+from tests.scraping import free_port
+from tests.stack import DraftRole, Stack, Stream, TargetRole, running_coordinator
 from tests.tiny import byte_pair, feature_draft
-
-
-def free_port() -> int:
-    """A port for a worker that comes later."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Replicas:

@@ -19,7 +19,8 @@ from sequoia.generation import GenerationRequest
 from sequoia.rpc.codec import GET_INFO
 from sequoia.runtime.worker import WorkerLimits
 from sequoia.settings import SamplingSettings
-from tests.sharding import ROOT, SIZE, Nursery, free_port, until_written
+from tests.scraping import free_port
+from tests.sharding import ROOT, SIZE, Nursery, until_written
 from tests.stack import DraftRole, Stream, TargetRole, running_coordinator, running_stack
 from tests.tiny import byte_pair, feature_draft
 
