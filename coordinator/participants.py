@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from coordinator.placement import prefix_keys
 from coordinator.probing import PROBE_TREE
 from coordinator.sequence import Sequence
 from coordinator.worker_session import WorkerSession
@@ -52,5 +53,6 @@ class Participants:
 
     def close_sessions(self) -> None:
         """Free them on the workers, without waiting for it."""
+        keys = prefix_keys(self.sequence.token_ids)
         for session in self.sessions:
-            session.finish(self.sequence.token_ids)
+            session.finish(keys)

@@ -11,6 +11,7 @@ import structlog
 from coordinator.admission import Admission
 from coordinator.metrics import CoordinatorMetrics
 from coordinator.participants import Participants
+from coordinator.placement import prefix_keys
 from coordinator.pool import WorkerPool
 from coordinator.probing import PROBE_TREE, Probing
 from coordinator.prompt import PreparedRequest
@@ -82,7 +83,8 @@ class Reception:
         )
         demand = with_trees if may_speculate else alone
         pools = [self._target, *([self._draft] if self._draft and may_speculate else [])]
-        seats = [Seat(pool, demand, request.prompt_token_ids) for pool in pools]
+        keys = prefix_keys(request.prompt_token_ids)
+        seats = [Seat(pool, demand, keys) for pool in pools]
         async with self._admission.admitted(seats):
             sequence.begin()
             self._metrics.queue_seconds.observe(sequence.queued_seconds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coordinator.placement import prefix_keys
 from coordinator.pool import WorkerPool
 from coordinator.room import Demand
 from coordinator.worker import Worker
@@ -16,13 +15,13 @@ class Seat:
     Args:
         pool: on whose workers.
         demand: how much room.
-        token_ids: the prompt.
+        keys: the prompt's `prefix_keys`.
     """
 
-    def __init__(self, pool: WorkerPool, demand: Demand, token_ids: Sequence[int]) -> None:
+    def __init__(self, pool: WorkerPool, demand: Demand, keys: Sequence[int]) -> None:
         self.pool = pool
         self._demand = demand
-        self._keys = prefix_keys(token_ids)
+        self._keys = keys
         self._worker: Worker | None = None
 
     @property
@@ -60,9 +59,9 @@ class Seat:
         self.leave()
         self._sit(self.pool.place(self._demand, self._keys, but=self.worker))
 
-    def has_read(self, token_ids: Sequence[int]) -> None:
-        """The worker has read a text, and may know its beginning when it comes again."""
-        self._keys = prefix_keys(token_ids)
+    def has_read(self, keys: Sequence[int]) -> None:
+        """The worker has read a text with these `prefix_keys`, and may know it when it comes again."""
+        self._keys = keys
         self.worker.prefixes.add(self._keys)
 
     def _sit(self, worker: Worker) -> None:

@@ -216,8 +216,8 @@ class WorkerSession(Generic[Request, Reply]):
         if self._was_opened:
             self.worker.close_session(self._session_id)
 
-    def finish(self, token_ids: Sequence[int]) -> None:
-        """The request is over, with this text, which the worker may know when it comes again."""
+    def finish(self, keys: Sequence[int]) -> None:
+        """The request is over, with a text of these `prefix_keys`, which the worker may know from now on."""
         if self._was_opened:
-            self.seat.has_read(token_ids)
+            self.seat.has_read(keys)
         self.close()

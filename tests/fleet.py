@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from coordinator.discovery import Location
+from coordinator.placement import prefix_keys
 from coordinator.pool import WorkerPool
 from coordinator.room import Demand
 from coordinator.seat import Seat
@@ -89,6 +90,6 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def seat(pool: WorkerPool, text: Sequence[int] = ()) -> Seat:
     """A seat that has been taken."""
-    one = Seat(pool, SMALL, text)
+    one = Seat(pool, SMALL, prefix_keys(text))
     one.take()
     return one

@@ -58,7 +58,7 @@ async def test_a_text_goes_where_its_beginning_was_read() -> None:
     """The next turn of a conversation finds the worker of the last one."""
     async with found(ONE, TWO) as (pool, _):
         first = seat(pool, TEXT[:PREFIX_BLOCK_TOKENS])
-        first.has_read(TEXT)
+        first.has_read(prefix_keys(TEXT))
         first.leave()
         assert seat(pool, [*TEXT, 1, 2]).worker is first.worker
         assert seat(pool, [7] * PREFIX_BLOCK_TOKENS).worker is not first.worker
